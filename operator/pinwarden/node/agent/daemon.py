@@ -47,6 +47,7 @@ from pinwarden.node.state.accountant_status import NAME as ACCOUNTANT_FILE
 from pinwarden.node.state.config import ConfigFile, Configuration, ConfigurationError
 from pinwarden.node.state.config_path import config_path
 from pinwarden.node.state.gate_status import NAME as GATE_FILE
+from pinwarden.node.state.nri_status import NAME as NRI_FILE
 from pinwarden.node.state.statefile import file_lock
 
 Gates = Literal["auto", "rlimit", "none"]
@@ -128,6 +129,7 @@ def _reconciler(
         store=RlimitRecordStore(settings.state_dir / "saved.json", boot_id),
         ability=ability,
         gate=settings.run_dir / GATE_FILE if settings.gates == "auto" else None,
+        nri=settings.run_dir / NRI_FILE,
         accountant=settings.run_dir / ACCOUNTANT_FILE,
         guard=guard,
     )

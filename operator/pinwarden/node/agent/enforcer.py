@@ -13,6 +13,8 @@ The original limits of a new process come from the first existing source:
   parent has ended since. If two such processes had different originals, the smaller is used. After
   a restart of the agent, the ended parents are in the file. Such a record is used only if a living
   process of the subject had the same original limits in the file too,
+- the limits that its container would have inherited, if the NRI plugin lowered them at its
+  creation. A limit that the process has changed since stays,
 - its current limits: the runtime started the process, as for an exec into a container.
 
 A process without any constraint gets its original limits, even if it was forked with applied
@@ -27,15 +29,15 @@ limit. A process of unknown use keeps its limits.
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from pinwarden.node.agent.allocation_history import AllocationHistory
 from pinwarden.node.agent.allocator import ProcessUsage, allocate
+from pinwarden.node.agent.limit_change import LimitChange
+from pinwarden.node.agent.lowered_reader import LoweredReader
 from pinwarden.node.agent.original_limits import RlimitRecord, RlimitRecordStore
 from pinwarden.node.linux.prlimit import UNLIMITED, Limits, Prlimit, ProcessHandle
 from pinwarden.node.linux.procfs import ProcessKey
 from pinwarden.node.pods.constraints import Constraint, covered_by
-from pinwarden.node.pods.privileges import HeldBackReason
 from pinwarden.node.pods.process import Process, ProcessTable, UsageState
 from pinwarden.node.pods.subject import Subject, keys_of
 
@@ -45,15 +47,6 @@ _ROUNDS = 4
 NOT_SAVED = "its original limits could not be written to disk"
 
 
-class _Change(NamedTuple):
-    """A process, its record, its new limits, and the use in bytes behind these limits."""
-
-    process: Process
-    record: RlimitRecord
-    limits: Limits
-    use: int
-
-
 class RlimitEnforcer:
     """Owns the rlimit state of the processes in a table.
 
@@ -61,13 +54,19 @@ class RlimitEnforcer:
     """
 
     def __init__(
-        self, table: ProcessTable, store: RlimitRecordStore, prlimit: Prlimit, page_size: int
+        self,
+        table: ProcessTable,
+        store: RlimitRecordStore,
+        prlimit: Prlimit,
+        page_size: int,
+        lowered: LoweredReader,
     ) -> None:
         """Load the records of an earlier agent. Raises OSError if the store cannot be read."""
         self._table = table
         self._store = store
         self._prlimit = prlimit
         self._page_size = page_size
+        self._lowered = lowered
         self._unclaimed = store.load()
         self._earlier = dict(self._unclaimed)
         self._records: dict[ProcessKey, RlimitRecord] = {}
@@ -93,6 +92,8 @@ class RlimitEnforcer:
         new = self._recall_all(
             subject, self._oldest_first(key for key in keys if key not in self._records)
         )
+        if new:
+            self._lowered.poll()
         untouched = {process.key for process in new}
         for process in new:
             if self._find_original(subject, process, untouched):
@@ -135,11 +136,9 @@ class RlimitEnforcer:
         settled = True
         for _ in range(_ROUNDS):
             changes = self._changes(subjects, covered, constraints)
-            lowered = [
-                change for change in changes if change.limits.hard < change.record.applied.hard
-            ]
+            lowered = [change for change in changes if change.lowers]
             self._set_all(subjects, lowered)
-            grown = [change for change in lowered if _exceeds(change)]
+            grown = [change for change in lowered if change.exceeded()]
             if not grown:
                 self._set_all(subjects, [change for change in changes if change not in lowered])
                 break
@@ -153,7 +152,7 @@ class RlimitEnforcer:
         subjects: Sequence[Subject],
         covered: frozenset[ProcessKey],
         constraints: Sequence[Constraint],
-    ) -> list[_Change]:
+    ) -> list[LimitChange]:
         exact = keys_of(subject for subject in subjects if subject.coverage.exact)
         wanted = allocate(
             (self._described(key, exact=key in exact) for key in covered),
@@ -161,14 +160,14 @@ class RlimitEnforcer:
             page_size=self._page_size,
         )
         return [
-            _Change(process, record, wanted[key], process.use)
+            LimitChange(process, record, wanted[key], process.use)
             for key in covered
             if (record := self._records.get(key)) is not None
             and (process := self._table[key]).usage_state is UsageState.KNOWN
             and record.applied != wanted[key]
         ]
 
-    def _set_all(self, subjects: Sequence[Subject], changes: Iterable[_Change]) -> None:
+    def _set_all(self, subjects: Sequence[Subject], changes: Iterable[LimitChange]) -> None:
         for change in changes:
             if not self._set(change.process, change.record, change.limits):
                 continue
@@ -184,8 +183,11 @@ class RlimitEnforcer:
         """
         history = self._histories[subject.uid]
         new = self._oldest_first(keys - history.restored)
+        if new:
+            self._lowered.poll()
         for process in self._recall_all(subject, new):
-            self._inherit(subject, process)
+            if not self._inherit(subject, process) and self._lowered.concerns(subject):
+                self._find_lowered(subject, process)
         clean = all(process.key not in self._records for process in new)
         restored = {
             process.key
@@ -329,9 +331,18 @@ class RlimitEnforcer:
         if self._inherit(subject, process, untouched):
             return True
         if (current := self._prlimit_on(process)) is not None:
-            self._records[process.key], self._unsaved = RlimitRecord(current, current), True
+            original = self._lowered.original(subject, process.key, current)
+            self._records[process.key], self._unsaved = RlimitRecord(original, current), True
             self._unwritten.add(process.key)
         return False
+
+    def _find_lowered(self, subject: Subject, process: Process) -> None:
+        """Add a record if the plugin lowered the limits of the process's container."""
+        if (current := self._prlimit_on(process)) is None:
+            return
+        original = self._lowered.original(subject, process.key, current)
+        if original != current:
+            self._records[process.key], self._unsaved = RlimitRecord(original, current), True
 
     def _inherit(
         self, subject: Subject, process: Process, untouched: Container[ProcessKey] = ()
@@ -374,18 +385,3 @@ class RlimitEnforcer:
         original = record.updated(current).original
         self._unsaved |= original != record.original
         self._records[key] = RlimitRecord(original, applied)
-
-
-def _exceeds(change: _Change) -> bool:
-    """Sample a process whose limit was just lowered. Return whether it exceeds the new limit.
-
-    A process that ignores its rlimit does not count.
-    """
-    process = change.process
-    try:
-        process.sample()
-    except OSError:  # the process is gone, or the next sample of its pod reports the failure
-        return False
-    exceeds = max(process.locked, process.pinned) > change.limits.hard
-    obeys = process.held_back in (None, HeldBackReason.THREADS_UNREAD)
-    return exceeds and process.use > change.use and obeys

@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from pinwarden.api.nodepinconfig import (
-    NodeLimit,
     NodePinConfigSpec,
     NodePinConfigStatus,
     UnsupportedLimit,
 )
 from pinwarden.common.guard import Guard
-from pinwarden.common.patterns import directories
 from pinwarden.node.agent.accountant_reader import AccountantReader
 from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.agent.gate_reader import GateReader
+from pinwarden.node.agent.lowered_reader import LoweredReader
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.releaser import Releaser
 from pinwarden.node.agent.status import StatusBuilder
+from pinwarden.node.agent.subject_finder import SubjectFinder
 from pinwarden.node.linux.cgroupfs import detect_layout, process_hierarchy
 from pinwarden.node.linux.prlimit import GateAbility, Prlimit, prlimit_memlock
 from pinwarden.node.linux.procfs import ProcessKey
@@ -44,7 +44,6 @@ from pinwarden.node.pods.constraints import (
     covered_by,
     running_containers,
 )
-from pinwarden.node.pods.discovery import PodFinder
 from pinwarden.node.pods.policy import UNKNOWN_PODS, NodePolicy, SubjectPolicy, reported_name
 from pinwarden.node.pods.process import ProcessTable
 from pinwarden.node.pods.subject import IDLE_SECONDS, Subject, keys_of
@@ -61,8 +60,8 @@ Batch = tuple[list[Subject], list[Constraint]]
 
 
 class Reconciler:
-    """`clock` is monotonic, in seconds; `page_size` in bytes. `gate` and `accountant` are the paths
-    of their state files. `guard` knows the `KINDS`.
+    """`clock` is monotonic, in seconds; `page_size` in bytes. `gate`, `nri` and `accountant` are
+    the paths of their state files. `guard` knows the `KINDS`.
     """
 
     def __init__(
@@ -73,6 +72,7 @@ class Reconciler:
         store: RlimitRecordStore,
         ability: GateAbility,
         gate: Path | None = None,
+        nri: Path | None = None,
         accountant: Path | None = None,
         page_size: int = os.sysconf("SC_PAGE_SIZE"),
         clock: Callable[[], float] = time.monotonic,
@@ -82,9 +82,10 @@ class Reconciler:
         """Raises ValueError without a cgroup hierarchy, OSError if the store is unreadable."""
         self._guard = guard or Guard(KINDS, clock)
         self._root = process_hierarchy(cgroup_root)
-        self._finder = PodFinder(self._root)
         self._table = ProcessTable(proc_root)
-        self._enforcer = RlimitEnforcer(self._table, store, prlimit, page_size)
+        lowered = LoweredReader(nri)
+        self._finder = SubjectFinder(self._root, lowered, self._guard)
+        self._enforcer = RlimitEnforcer(self._table, store, prlimit, page_size, lowered)
         self._releaser = Releaser(self._table, self._enforcer)
         self._gate = GateReader(gate)
         self._accountant = AccountantReader(accountant)
@@ -98,7 +99,6 @@ class Reconciler:
         self._acknowledged: NodePolicy | None = None
         self._subjects: dict[str, Subject] = {}
         self._batches: list[list[Subject]] = []
-        self._matched: dict[str, list[Path]] = {}
         self._list_due = float("-inf")
         self._sampled: datetime | None = None
 
@@ -149,7 +149,9 @@ class Reconciler:
 
     def report(self) -> NodePinConfigStatus:
         """Return the status after the last tick."""
-        subjects = [subject for _, subject in sorted(self._subjects.items())]
+        subjects = [
+            subject for _, subject in sorted(self._subjects.items()) if subject.policy.names
+        ]
         parts = self._table, self._enforcer, self._overshoots, self._sampled
         return self._status.build(self._acknowledged, subjects, *parts)
 
@@ -191,7 +193,7 @@ class Reconciler:
 
         Return whether all subjects must be sampled: the policy is new, or a subject is gone.
         """
-        listed = self._find_subjects(policy, now)
+        listed = self._finder.find(policy, now)
         self._list_due = now + IDLE_SECONDS
         gone = self._subjects.keys() - listed.keys()
         for uid in gone:
@@ -214,28 +216,6 @@ class Reconciler:
         if changed:
             self._batches = batches(self._subjects.values())
         return sample_all
-
-    def _find_subjects(
-        self, policy: NodePolicy, now: float
-    ) -> dict[str, tuple[tuple[Path, ...], SubjectPolicy]]:
-        """Return the directories and the policy of each subject, by uid. Raises OSError."""
-        subjects = {
-            uid: (paths, subject_policy)
-            for uid, paths in self._finder.find(now).items()
-            if (subject_policy := policy.of_pod(uid)) is not None
-        }
-        matching: dict[Path, list[NodeLimit]] = {}
-        for pattern, subject_policy in policy.patterns.items():
-            paths = self._guarded("pattern", pattern, partial(directories, self._root, pattern))
-            if paths is None:  # limits stay on the directories that the pattern matched before
-                paths = [path for path in self._matched.get(pattern, ()) if path.is_dir()]
-            self._matched[pattern] = paths
-            for path in paths:
-                matching.setdefault(path, []).extend(subject_policy.limits)
-        self._matched = {pattern: self._matched[pattern] for pattern in policy.patterns}
-        for path, limits in matching.items():
-            subjects[path.relative_to(self._root).as_posix()] = ((path,), SubjectPolicy.of(limits))
-        return subjects
 
     def _guarded(self, kind: str, name: str, work: Callable[[], _Result]) -> _Result | None:
         """Return the result of `work` on an item, None after a failure and during its backoff."""
@@ -382,11 +362,19 @@ class Reconciler:
         """Return whether every process was restored. Then the store is empty."""
         if not self._ability.available:
             return not self._enforcer.unclaimed()
+        now = self._clock()
+        if self._policy is None or self._acknowledged is not self._policy:
+            try:
+                lowered = self._finder.find_lowered(now)
+            except OSError as error:
+                _log.error("cannot list pods, so the node is not released yet: %s", error)
+                return False
+            for uid in lowered.keys() - self._subjects.keys():
+                self._subjects[uid] = Subject(uid, lowered[uid], SubjectPolicy(()))
         for subject in self._subjects.values():
             self._releaser.begin(subject)
         self._subjects.clear()
         self._batches.clear()
-        now = self._clock()
         self._drop_unowned(now)
         saved = self._enforcer.save(now, at_once=True)
         return saved and not (self._enforcer.unclaimed() or self._enforcer.records)

@@ -24,6 +24,7 @@ from pinwarden.node.agent.gate_reader import (
     UNGATED,
     GateReader,
 )
+from pinwarden.node.agent.lowered_reader import LoweredReader
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import Overshoots
 from pinwarden.node.agent.status import StatusBuilder
@@ -193,7 +194,11 @@ def whole(
 def built(builder: StatusBuilder, policy: NodePolicy | None, one: Subject) -> NodePinConfigStatus:
     table = ProcessTable(Path("/proc"))
     enforcer = RlimitEnforcer(
-        table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096
+        table,
+        RlimitRecordStore(Path("/nonexistent"), ""),
+        prlimit_memlock,
+        4096,
+        LoweredReader(None),
     )
     return builder.build(policy, [one], table, enforcer, Overshoots(), None)
 

@@ -117,6 +117,7 @@ class Node:
         self.root = folder / "cgroup"
         self.state = folder / "state"
         self.gate = folder / "gate.json"
+        self.nri = folder / "nri.json"
         self.kubepods = self.root / "kubepods" / "burstable"
         self.kubepods.mkdir(parents=True)
         self.state.mkdir()
@@ -137,6 +138,7 @@ class Node:
             store=RlimitRecordStore(self.state / "saved.json", "boot"),
             ability=ability,
             gate=self.gate,
+            nri=self.nri,
             clock=lambda: self.now,
             prlimit=self.prlimit,
         )

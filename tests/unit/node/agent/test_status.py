@@ -10,6 +10,7 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec, NodePinConfigStatus, 
 from pinwarden.api.pinlimit import Level
 from pinwarden.node.agent.enforcer import RlimitEnforcer
 from pinwarden.node.agent.gate_reader import GateReader
+from pinwarden.node.agent.lowered_reader import LoweredReader
 from pinwarden.node.agent.original_limits import RlimitRecordStore
 from pinwarden.node.agent.overshoots import LISTED, Overshoots
 from pinwarden.node.agent.status import StatusBuilder
@@ -99,7 +100,11 @@ def status(pods: int = 0, policy: NodePolicy | None = None) -> NodePinConfigStat
     subjects = [Subject(f"{number:04}", (), SubjectPolicy(())) for number in range(pods)]
     table = ProcessTable(Path("/proc"))
     enforcer = RlimitEnforcer(
-        table, RlimitRecordStore(Path("/nonexistent"), ""), prlimit_memlock, 4096
+        table,
+        RlimitRecordStore(Path("/nonexistent"), ""),
+        prlimit_memlock,
+        4096,
+        LoweredReader(None),
     )
     return StatusBuilder(GateAbility(True), "v2", GateReader(None)).build(
         policy, subjects, table, enforcer, Overshoots(), None

@@ -1,0 +1,230 @@
+"""Processes of containers whose RLIMIT_MEMLOCK the NRI plugin lowered at their creation."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pinwarden.node.linux.prlimit import Limits
+from pinwarden.node.state import nri_status
+from pinwarden.node.state.nri_status import LoweredLimits, NriStatus
+
+from .test_reconciler import GIVEN, ONE, PAGE, POD, TWO, UID, Node, Worker
+
+APPLIED = Limits(8 * PAGE, 8 * PAGE)
+SET = {ONE: LoweredLimits(UID, GIVEN, APPLIED)}
+LIMIT: list[dict[str, Any]] = [{"limit": 8 * PAGE}]
+FREE = {"uid": UID}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.close()
+
+
+def lower(node: Node, *pids: int, failure: str = "") -> None:
+    """Start these processes with the limits of the plugin."""
+    node.limits.update(dict.fromkeys(pids, APPLIED))
+    nri_status.save(node.nri, NriStatus(failure=failure, lowered=SET))
+
+
+def restart(node: Node) -> None:
+    node.reconciler.close()
+    node.start()
+
+
+@pytest.mark.rule("P14")
+def test_deleted_limit_restores_the_inherited_limits(node: Node) -> None:
+    worker = node.hire()
+    lower(node, worker.pid)
+    node.put([worker.pid])
+    node.configure(LIMIT, [POD])
+    node.tick()
+    assert node.writes == [], "the process has its allowance already"
+    node.configure([], [FREE], 2)
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+    assert node.reconciler.report().pods == []
+
+
+def test_limit_that_the_process_set_itself_stays(node: Node) -> None:
+    soft, both = node.hire(), node.hire()
+    lower(node, soft.pid, both.pid)
+    node.limits[soft.pid] = Limits(PAGE, 8 * PAGE)
+    node.limits[both.pid] = Limits(PAGE, 2 * PAGE)
+    node.put([soft.pid, both.pid])
+    node.configure(LIMIT, [POD])
+    node.tick()
+    node.configure([], [FREE], 2)
+    node.tick()
+    assert node.limits[soft.pid] == Limits(PAGE, GIVEN.hard)
+    assert node.limits[both.pid] == Limits(PAGE, 2 * PAGE)
+
+
+def test_process_of_another_container_keeps_its_own_limits(node: Node) -> None:
+    worker = node.hire()
+    lower(node, worker.pid)
+    node.put([worker.pid], container=TWO)
+    node.configure(LIMIT, [POD])
+    node.tick()
+    node.configure([], [FREE], 2)
+    node.tick()
+    assert node.limits[worker.pid] == APPLIED
+
+
+@pytest.mark.rule("H3")
+def test_limit_that_is_deleted_while_no_agent_runs_is_restored(node: Node) -> None:
+    worker = node.hire()
+    lower(node, worker.pid, failure="the NRI plugin has ended")
+    node.put([worker.pid])
+    node.configure([], [FREE])
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+def test_pod_that_turns_out_to_have_no_limit_is_restored(node: Node) -> None:
+    worker = node.hire()
+    lower(node, worker.pid)
+    node.put([worker.pid])
+    node.configure([], [], unknownPods=8 * PAGE)
+    node.tick()
+    assert node.limits[worker.pid] == APPLIED
+    node.configure([], [FREE], 2, unknownPods=8 * PAGE)
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+def test_process_started_after_the_limit_was_deleted_is_restored(node: Node) -> None:
+    worker, later = node.hire(), node.hire()
+    lower(node, worker.pid, later.pid)
+    node.put([worker.pid])
+    node.configure([], [FREE])
+    node.tick()
+    node.put([worker.pid, later.pid])
+    node.tick()
+    assert node.limits[later.pid] == GIVEN
+
+
+def test_process_whose_container_was_written_after_the_listing_is_known(node: Node) -> None:
+    worker, later = node.hire(), node.hire()
+    node.limits[worker.pid] = APPLIED
+    node.put([worker.pid])
+    node.configure(LIMIT, [POD])
+    node.tick()
+    lower(node, later.pid)
+    node.put([worker.pid, later.pid])
+    node.tick(0.01)
+    node.configure([], [FREE], 2)
+    node.tick()
+    assert node.limits[later.pid] == GIVEN
+
+
+@pytest.mark.rule("P13")
+def test_pod_with_an_audited_limit_is_restored(node: Node) -> None:
+    worker = node.hire()
+    lower(node, worker.pid)
+    node.put([worker.pid])
+    node.configure([{"limit": 8 * PAGE, "enforcement": "Audit"}], [POD])
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_released_node_is_restored(node: Node, limited: bool) -> None:
+    worker = node.hire()
+    lower(node, worker.pid)
+    node.put([worker.pid])
+    if limited:
+        node.configure(LIMIT, [POD])
+        node.tick()
+    node.configure([], [], 2, mode="Release")
+    for _ in range(6):
+        node.tick()
+    assert node.limits[worker.pid] == GIVEN
+    assert node.reconciler.report().observed_generation == 2
+    assert not node.reconciler._releaser
+
+
+def test_agent_that_releases_at_its_end_restores(node: Node) -> None:
+    worker = node.hire()
+    lower(node, worker.pid)
+    node.put([worker.pid])
+    node.reconciler.release()
+    assert node.limits[worker.pid] == GIVEN
+
+
+def test_released_node_that_cannot_be_listed_is_not_acknowledged(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = node.hire()
+    lower(node, worker.pid)
+    node.put([worker.pid])
+    node.configure([], [], 2, mode="Release")
+
+    def fail(_: float) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.reconciler._finder, "find_lowered", fail)
+        node.tick()
+        assert node.reconciler.report().observed_generation is None
+    node.tick()
+    assert node.reconciler.report().observed_generation == 2
+    assert node.limits[worker.pid] == GIVEN
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    made = Worker()
+    yield made
+    made.end()
+
+
+def lives(worker: Worker, events: list[Any], *, plugin: bool) -> Limits:
+    """Return the limits of a process after these events and the end of its limit."""
+    with tempfile.TemporaryDirectory() as folder:
+        node = Node(Path(folder))
+        node.limits[worker.pid] = GIVEN
+        if plugin:
+            lower(node, worker.pid)
+        node.put([worker.pid])
+        for generation, event in enumerate(events):
+            if isinstance(event, int):
+                limits = [{"limit": event * PAGE}] if event else []
+                node.configure(limits, [POD if event else FREE], generation)
+            elif isinstance(event, Limits):
+                before = node.limits[worker.pid]
+                node.limits[worker.pid] = Limits(*map(min, before, event))
+            elif event == "restart":
+                restart(node)
+            elif event == "tick":
+                node.tick()
+            elif plugin:
+                lower(node, failure="the NRI plugin has ended")
+        node.configure([], [FREE], len(events))
+        node.tick()
+        node.close()
+        return node.limits[worker.pid]
+
+
+EVENTS = (
+    *(0, 8, 12),
+    *("tick", "tick", "restart", "plugin"),
+    *(Limits(3 * PAGE, 5 * PAGE), Limits(2 * PAGE, GIVEN.hard), Limits(PAGE, PAGE)),
+)
+"""A new limit in pages or none, a step of agent or plugin, or limits set by the process."""
+
+
+@pytest.mark.rule("P14", "H3")
+@settings(deadline=None, max_examples=100)
+@given(events=st.lists(st.sampled_from(EVENTS), max_size=10))
+def test_limits_after_a_deletion_are_those_without_the_plugin(
+    worker: Worker, events: list[Any]
+) -> None:
+    assert lives(worker, events, plugin=True) == lives(worker, events, plugin=False)
