@@ -31,7 +31,7 @@ from statistics import quantiles
 from processes import process_cpu, process_memory
 
 from gate_node.filters import policy as as_policy
-from pinwarden.node.nri.messages import adjust_policy
+from pinwarden.node.nri.messages import adjust
 from pinwarden.node.nri.protocol import MOST_BYTES, PLUGIN, REQUEST, Decoder, Message
 from pinwarden.node.nri.protocol import encode as frames
 from pinwarden.node.nri.wire import Fields, encode
@@ -125,7 +125,8 @@ def pod(number: int) -> bytes:
 def container(number: int, *, differ: bool) -> bytes:
     """Return an encoded Container; if the policies `differ`, its own has one more rule."""
     own = Rule((f"call{number}",), "SCMP_ACT_ALLOW")
-    policy = Fields(adjust_policy(replace(OWN, rules=(*OWN.rules, own)) if differ else OWN))
+    changed = replace(OWN, rules=(*OWN.rules, own)) if differ else OWN
+    policy = Fields(adjust(changed, None, {}))
     for field in (1, 6):
         policy = policy.message(field) or policy
     linux = encode({7: encode({1: 0}), 8: policy.parts(6)})

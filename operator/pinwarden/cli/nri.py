@@ -57,6 +57,10 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from pinwarden.node.linux.prlimit import prlimit_memlock
+
+    inherited = prlimit_memlock(os.getpid())  # first, because the agent can lower it soon
+
     from pinwarden.node.nri import daemon
     from pinwarden.node.nri.adjustment import GateMode, Rules
     from pinwarden.node.state.config_path import config_path
@@ -72,6 +76,7 @@ def _run(options: argparse.Namespace) -> int:
             os.uname().machine,
             frozenset(options.runtime_handlers.split(",")),
             options.toleration_annotation,
+            inherited,
         ),
     )
     try:

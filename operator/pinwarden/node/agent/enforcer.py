@@ -13,8 +13,8 @@ The original limits of a new process come from the first existing source:
   parent has ended since. If two such processes had different originals, the smaller is used. After
   a restart of the agent, the ended parents are in the file. Such a record is used only if a living
   process of the subject had the same original limits in the file too,
-- the limits that its container would have inherited, if the NRI plugin lowered them at its
-  creation. A limit that the process has changed since stays,
+- the inherited limits of its container, if the NRI plugin lowered the limits of the container at
+  its creation. A limit set by the process itself stays,
 - its current limits: the runtime started the process, as for an exec into a container.
 
 A process without any constraint gets its original limits, even if it was forked with applied

@@ -39,8 +39,9 @@ class LoweredReader:
         return not self._by_container.keys().isdisjoint(subject.by_container)
 
     def original(self, subject: Subject, key: ProcessKey, current: Limits) -> Limits:
-        """Return the limits that a process with these `current` limits would have without the
-        plugin. A limit that the process has changed since its start stays.
+        """Return the limits of a process without the plugin: inherited, or set by the process.
+
+        `current` are the limits of the process now.
         """
         for identity, keys in subject.by_container.items():
             if key in keys and identity in self._by_container:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from pinwarden.node.linux.prlimit import Limits
+from pinwarden.node.nri import memlock
 from pinwarden.node.nri.governed import NodePods
 from pinwarden.node.nri.messages import Container, Pod
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
@@ -28,6 +30,7 @@ _SOURCE: Final = "kubernetes.io/config.source"
 _API: Final = "api"
 _NAME: Final = "app.kubernetes.io/name"
 LABEL: Final = "pinwarden.io/gate"
+_ZERO: Final = Limits(0, 0)
 NO_GATE: Final = "it was created while no gate ran; a restart gates it"
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 """The values that containerd's validator reads as true (`strconv.ParseBool`)."""
@@ -59,6 +62,7 @@ class Rules:
 
     `handlers` are the runtimes of RuntimeClasses that share the node's kernel and start containers
     as runc does. A sandbox with a kernel of its own (Kata, gVisor) cannot reach the gate.
+    `inherited` is the RLIMIT_MEMLOCK of new containers without an adjustment.
 
     `toleration` is the key of the annotation with which a pod may start ungated. If empty, each
     container may.
@@ -69,6 +73,7 @@ class Rules:
     machine: str
     handlers: frozenset[str] = frozenset()
     toleration: str = ""
+    inherited: Limits = _ZERO
 
     def decide(
         self, pod: Pod, container: Container, node: NodePods, *, gate_runs: bool = True
@@ -81,7 +86,7 @@ class Rules:
             return Decision(None, wanted=False, reason="its own profile is one of pinwarden")
         if container.withheld:
             return Decision(None, wanted=True, reason="the runtime does not pass its policy")
-        if pod.handler and pod.handler not in self.handlers:
+        if not self._shares_kernel(pod):
             reason = f"the runtime {pod.handler} of its RuntimeClass is not one for the gate"
             return Decision(None, wanted=True, reason=reason)
         if not gate_runs and pod.uid not in node.governed:
@@ -103,6 +108,29 @@ class Rules:
             if value is not None:
                 return value in _TRUE
         return False
+
+    def memlock(
+        self, pod: Pod, container: Container, node: NodePods, *, gated: bool
+    ) -> Limits | None:
+        """Return the lowered RLIMIT_MEMLOCK of a new container, None if its limits stay.
+
+        A container with limits of its own keeps them: the runtime rejects limits set twice. A gated
+        container of an unknown pod keeps its inherited limits. Its pinning calls wait until the
+        node knows the pod, and fitting calls must not be denied then (P5).
+        """
+        amount = node.smallest_limit(pod.uid, container.name)
+        if (
+            amount is None
+            or container.memlock is not None
+            or (gated and pod.uid not in node.listed)
+            or self._excluded(pod, node)
+            or not self._shares_kernel(pod)
+        ):
+            return None
+        return memlock.lowered(self.inherited, amount)
+
+    def _shares_kernel(self, pod: Pod) -> bool:
+        return not pod.handler or pod.handler in self.handlers
 
     def _excluded(self, pod: Pod, node: NodePods) -> str:
         if node.release:

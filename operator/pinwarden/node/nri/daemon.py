@@ -12,8 +12,9 @@ import os
 import signal
 import socket
 import time
+from collections import OrderedDict
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,7 @@ from pinwarden.node.nri.wire import WireError
 from pinwarden.node.state import nri_status
 from pinwarden.node.state.config_path import CONFIG_VERSION
 from pinwarden.node.state.gate_lock import gate_runs
-from pinwarden.node.state.nri_status import NriStatus
+from pinwarden.node.state.nri_status import LoweredLimits, NriStatus
 from pinwarden.node.state.shutdown import ShutdownError, shutdown_on_signals
 from pinwarden.node.state.statefile import PolledFile, StateFile, file_lock
 
@@ -83,6 +84,8 @@ class _NriProcess:
         self._next_connect = self._next_check = self._next_renewal = float("-inf")
         self._failure = self._holder = ""
         self._published: NriStatus | None = None
+        self._status_path = settings.run_dir / nri_status.NAME
+        self._lowered = _load_lowered(self._status_path)
 
     def turn(self) -> None:
         """Read a changed configuration, connect or disconnect, answer once, and publish."""
@@ -131,12 +134,14 @@ class _NriProcess:
             self._plugin.node = self._node
 
     def _publish(self) -> None:
-        status = NriStatus(failure=self._failure)
+        status = NriStatus(failure=self._failure, lowered=dict(self._lowered))
         if self._plugin is not None and self._plugin.runtime:
-            status = NriStatus(self._plugin.runtime, ungated=dict(self._plugin.ungated))
+            status = replace(
+                status, runtime=self._plugin.runtime, failure="", ungated=dict(self._plugin.ungated)
+            )
         now = time.monotonic()
         if status != self._published or now >= self._next_renewal:
-            nri_status.save(self._settings.run_dir / nri_status.NAME, status)
+            nri_status.save(self._status_path, status)
             self._published = status
             self._next_renewal = now + nri_status.RENEWAL_SECONDS
 
@@ -158,7 +163,12 @@ class _NriProcess:
         try:
             connection.connect(str(self._settings.socket))
             self._plugin = Plugin(
-                connection, self._settings.rules, self._guard, partial(gate_runs, run_dir)
+                connection,
+                self._settings.rules,
+                self._guard,
+                partial(gate_runs, run_dir),
+                self._lowered,
+                self._publish,
             )
         except OSError as error:
             connection.close()
@@ -175,3 +185,11 @@ class _NriProcess:
             _log.warning("%s; new containers do not get the gate meanwhile", failure)
             self._failure = failure
         time.sleep(POLL_SECONDS)
+
+
+def _load_lowered(path: Path) -> OrderedDict[str, LoweredLimits]:
+    """Return the lowered limits in the file of an earlier plugin, empty without a usable file."""
+    try:
+        return OrderedDict(nri_status.load(path).lowered)
+    except (OSError, ValueError):
+        return OrderedDict()

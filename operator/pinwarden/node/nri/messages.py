@@ -9,6 +9,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Final
 
+from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.nri.wire import Fields, WireError, encode
 from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
 
@@ -17,6 +18,7 @@ _UNCONFINED: Final = 1  # SecurityProfile.ProfileType
 _FAILED_PRECONDITION: Final = 9  # google.rpc.Code
 _MOST_POLICIES: Final = 64
 """The policies that stay decoded or encoded. Most containers of a node have the same ones."""
+_MEMLOCK: Final = "RLIMIT_MEMLOCK"
 
 
 class Event(IntEnum):
@@ -52,6 +54,7 @@ class Container:
     """A Container. `policy` is None for an unconfined container.
 
     `withheld` is true if the container has a profile, but its policy is not in the message.
+    `memlock` is its RLIMIT_MEMLOCK, None if the container inherits the limits of the runtime.
     """
 
     id: str
@@ -60,6 +63,8 @@ class Container:
     state: int
     policy: Policy | None
     withheld: bool = False
+    memlock: Limits | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +178,16 @@ def parse_adjusted_listener(payload: bytes) -> str:
     return adjusted.text(5) if adjusted is not None else ""
 
 
-def adjust_policy(policy: Policy) -> bytes:
-    """Return a CreateContainerResponse with a new seccomp policy."""
-    return encode({1: encode({6: encode({6: _encode_policy(policy)})})})
+def adjust(policy: Policy | None, memlock: Limits | None, annotations: Mapping[str, str]) -> bytes:
+    """Return a CreateContainerResponse with a seccomp policy, RLIMIT_MEMLOCK and annotations."""
+    adjustment: dict[int, object] = {
+        2: [encode({1: name, 2: value}) for name, value in annotations.items()]
+    }
+    if policy is not None:
+        adjustment[6] = encode({6: _encode_policy(policy)})
+    if memlock is not None:
+        adjustment[7] = encode({1: _MEMLOCK, 2: memlock.hard, 3: memlock.soft})
+    return encode({1: encode(adjustment)})
 
 
 def _pod(pod: Fields) -> Pod:
@@ -201,7 +213,14 @@ def _container(container: Fields) -> Container:
         container.number(4),
         _policy(policy) if policy is not None else None,
         policy is None and profile is not None and profile.number(1) != _UNCONFINED,
+        _memlock(container),
+        container.strings(6),
     )
+
+
+def _memlock(container: Fields) -> Limits | None:
+    found = [limit for limit in container.messages(13) if limit.text(1) == _MEMLOCK]
+    return Limits(found[-1].number(3), found[-1].number(2)) if found else None
 
 
 @lru_cache(maxsize=_MOST_POLICIES)

@@ -19,7 +19,8 @@ from typing import Final
 
 from pinwarden.api.reasons import RESTART_GATES
 from pinwarden.common.guard import Guard, shown
-from pinwarden.node.nri import messages
+from pinwarden.node.linux.prlimit import Limits
+from pinwarden.node.nri import memlock, messages
 from pinwarden.node.nri.adjustment import NO_GATE, Decision, Rules
 from pinwarden.node.nri.governed import NodePods
 from pinwarden.node.nri.messages import Container, Event, Pod, State
@@ -33,7 +34,7 @@ from pinwarden.node.nri.protocol import (
     encode,
 )
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
-from pinwarden.node.state.nri_status import MOST_UNGATED
+from pinwarden.node.state.nri_status import MOST_LOWERED, MOST_UNGATED, LoweredLimits
 
 NAME: Final = "pinwarden"
 RUNTIME_NAME: Final = "containerd"
@@ -64,15 +65,24 @@ class Plugin:
         rules: Rules,
         guard: Guard,
         gate_runs: Callable[[], bool],
+        lowered: OrderedDict[str, LoweredLimits],
+        publish: Callable[[], None],
     ) -> None:
-        """Register. `guard` knows `KINDS`. Raises OSError."""
+        """Register. `guard` knows `KINDS`. Raises OSError.
+
+        The plugin adds to `lowered`, by container id, and `publish` writes these limits to disk.
+        """
         self._connection = connection
         self._rules = rules
         self._guard = guard
         self._gate_runs = gate_runs
+        self._lowered = lowered
+        self._publish = publish
         self._decoder = Decoder()
         self._parts: list[bytes] = []
         self._found: list[bytes] = []
+        self._unseen: set[str] = set()
+        """The containers with lowered limits that the runtime has not named yet."""
         self._running = self._gated = 0
         self._pods: dict[str, Pod] = {}
         self.node = NodePods()
@@ -81,7 +91,7 @@ class Plugin:
         """Name and version of the runtime, empty before it has configured the plugin."""
         self._unsupported = ""
         self._unvalidated = ""
-        """The last container whose policy was answered, until the runtime asks for validation."""
+        """The last container that was adjusted, until the runtime asks for validation."""
         self.ungated: OrderedDict[str, str] = OrderedDict()
         """Why containers run ungated although the gate was wanted, by container id."""
         self._methods: Mapping[str, Callable[[bytes], bytes]] = {
@@ -165,6 +175,7 @@ class Plugin:
         self._parts += part.containers
         if not part.more:
             self._found, self._parts = self._parts, []
+            self._unseen = set(self._lowered)
         return messages.synchronized(more=part.more)
 
     def _report_found(self) -> None:
@@ -175,13 +186,20 @@ class Plugin:
                 self._report(messages.parse_container(self._found.pop()))
         if not self._found:
             _log.info("%d containers run, %d of them with the gate", self._running, self._gated)
+            for identity in self._unseen & self._lowered.keys():
+                del self._lowered[identity]
             self._pods = {}
 
     def _report(self, container: Container) -> None:
         if container.state not in _WITH_PROCESSES:
             return
         self._running += 1
+        self._unseen.discard(container.id)
         pod = self._pods.get(container.sandbox)
+        if pod is not None and container.id not in self._lowered:
+            limits = memlock.found(pod, container, self._rules.inherited)
+            if limits is not None:
+                self._remember(container, limits)
         if container.policy is not None and container.policy.listener_path == LISTENER_PATH:
             self._gated += 1
         elif pod is not None:
@@ -192,21 +210,48 @@ class Plugin:
     def _create(self, payload: bytes) -> bytes:
         if self._unvalidated:
             _log.warning(
-                "%s was rejected: another NRI plugin failed, or sets its seccomp policy too",
+                "%s was rejected: another NRI plugin failed, or sets its seccomp policy or "
+                "RLIMIT_MEMLOCK too",
                 self._unvalidated,
             )
         self._unvalidated = ""
         pod, container = messages.parse_create(payload)
         decision = self._decide(pod, container)
         if decision.policy is not None:
-            self._unvalidated = _named(pod, container)
             _log.debug("%s starts with the gate", _named(pod, container))
-            return messages.adjust_policy(decision.policy)
-        if decision.wanted:
+        elif decision.wanted:
             self._start_ungated(pod, container, decision.reason)
         else:
             _log.debug("%s keeps its policy: %s", _named(pod, container), decision.reason)
-        return b""
+        limits = self._lower(pod, container, gated=decision.policy is not None)
+        if decision.policy is None and limits is None:
+            return b""
+        self._unvalidated = _named(pod, container)
+        noted = {memlock.ANNOTATION: memlock.annotation(self._rules.inherited)} if limits else {}
+        return messages.adjust(decision.policy, limits, noted)
+
+    def _lower(self, pod: Pod, container: Container, *, gated: bool) -> Limits | None:
+        """Return the lowered RLIMIT_MEMLOCK of a new container, None if its limits stay.
+
+        The inherited limits are on disk before the container exists (H3). If the write fails, the
+        limits stay.
+        """
+        limits = self._rules.memlock(pod, container, self.node, gated=gated)
+        if limits is None:
+            return None
+        self._remember(container, LoweredLimits(pod.uid, self._rules.inherited, limits))
+        try:
+            self._publish()
+        except OSError as error:
+            del self._lowered[container.id]
+            _log.warning("%s keeps its RLIMIT_MEMLOCK: %s", _named(pod, container), error)
+            return None
+        return limits
+
+    def _remember(self, container: Container, limits: LoweredLimits) -> None:
+        self._lowered[container.id] = limits
+        while len(self._lowered) > MOST_LOWERED:
+            self._lowered.popitem(last=False)
 
     def _validate(self, payload: bytes) -> bytes:
         """Notice whether another plugin replaced the gated policy."""

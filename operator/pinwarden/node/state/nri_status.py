@@ -23,7 +23,7 @@ _VERSION: Final = 1
 
 
 class LoweredLimits(NamedTuple):
-    """RLIMIT_MEMLOCK of a container that the plugin lowered at its creation.
+    """The RLIMIT_MEMLOCK `applied` by the plugin at the creation of a container.
 
     `pod` is the pod's UID. Without the plugin, the container would have the `inherited` limits.
     """

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinwarden.node.linux.prlimit import UNLIMITED, Limits
 from pinwarden.node.nri.adjustment import LABEL, NO_GATE, Decision, GateMode, Rules
-from pinwarden.node.nri.governed import NodePods, parse
+from pinwarden.node.nri.governed import NodePods, PodLimit, parse
 from pinwarden.node.nri.messages import Container, Pod
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
 from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
@@ -23,7 +24,10 @@ def _equal(argument: int, value: int) -> Comparison:
 
 
 def rules(mode: GateMode = GateMode.GOVERNED) -> Rules:
-    return Rules(mode, "pinwarden-system", "x86_64", frozenset(["runc", "nvidia"]))
+    handlers = frozenset(["runc", "nvidia"])
+    return Rules(
+        mode, "pinwarden-system", "x86_64", handlers, inherited=Limits(800, UNLIMITED)
+    )
 
 
 def pod(uid: str, namespace: str = "team", **fields: Any) -> Pod:
@@ -201,10 +205,97 @@ def test_configuration_with_limits_and_groups_names_governed_pods() -> None:
     }
     node = parse({"uid": "u", "generation": 1, "spec": spec})
     assert node == NodePods(frozenset("abcd"), frozenset("abd"))
+    assert (node.smallest_limit("a", "main"), node.smallest_limit("new", "main")) == (None, None)
     assert parse({"spec": {"mode": "Release", **spec}}) == NodePods(release=True)
     assert parse({"spec": {}}) == NodePods()
     namespaces = {"limitedNamespaces": ["a"], "exemptNamespaces": ["b"]}
     assert parse({"spec": namespaces}) == NodePods(limited=frozenset("a"), exempt=frozenset("b"))
+
+
+LIMITS: list[Any] = [
+    {"name": "pod", "limit": 900, "scope": "Pod", "enforcement": "Enforce", "containers": []},
+    {"name": "main", "limit": 500, "scope": "Container", "containers": ["main", "init"]},
+    {"name": "node", "limit": 700, "scope": "Node", "counting": "EveryPin", "sources": []},
+    {"name": "zero", "limit": 0},
+    {"name": "audit", "limit": 1, "enforcement": "Audit"},
+    {"name": "pages", "limit": 1, "counting": "OncePerPod"},
+    {"name": "sources", "limit": 1, "sources": ["Mlock"]},
+    {"name": "host", "limit": 1, "cgroupPattern": "system.slice/*"},
+    {"name": "later", "limit": "1Mi"},
+    {"name": "negative", "limit": -1},
+    {"name": ["x"], "limit": 1},
+    {"name": "names", "limit": 1, "containers": [["x"]]},
+    "other",
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "container", "smallest"),
+    [
+        (["pod"], "main", 900),
+        (["pod", "main"], "main", 500),
+        (["pod", "main"], "side", 900),
+        (["main"], "side", None),
+        (["pod", "main", "node"], "side", 700),
+        (["pod", "zero"], "side", 0),
+        (["audit", "pages", "sources", "host", "later", "negative", "names", "gone"], "main", None),
+    ],
+)
+def test_smallest_enforced_limit_of_a_container(
+    names: list[str], container: str, smallest: int | None
+) -> None:
+    pods = [{"uid": "limited", "limits": names}, {"uid": "free"}]
+    node = parse({"spec": {"limits": LIMITS, "pods": pods, "unknownPods": 300}})
+    assert node.smallest_limit("limited", container) == smallest
+    assert node.smallest_limit("free", container) is None
+    assert node.smallest_limit("new", container) == 300
+
+
+LIMITED = NodePods(
+    NODE.listed, NODE.governed, limits={"limited": (PodLimit(500, frozenset()),)}, unknown=300
+)
+
+
+@pytest.mark.rule("P14")
+@pytest.mark.parametrize(
+    ("amount", "lowered"),
+    [(500, Limits(500, 500)), (800, Limits(800, 800)), (900, Limits(800, 900)), (0, Limits(0, 0))],
+)
+def test_limits_of_a_container_are_only_lowered(amount: int, lowered: Limits) -> None:
+    node = NodePods(frozenset("p"), frozenset("p"), limits={"p": (PodLimit(amount, frozenset()),)})
+    assert rules().memlock(pod("p"), UNCONFINED, node, gated=True) == lowered
+    limited = Rules(GateMode.GOVERNED, "", "x86_64", inherited=Limits(0, 0))
+    assert limited.memlock(pod("p"), UNCONFINED, node, gated=True) is None
+
+
+def test_limits_of_excluded_pods_and_of_other_kernels_stay() -> None:
+    own = pod("limited", "pinwarden-system", labels=OWN)
+    container = Container("id", "sandbox", "main", 1, None, memlock=Limits(900, 900))
+    assert rules().memlock(pod("limited"), UNCONFINED, LIMITED, gated=False) == Limits(500, 500)
+    assert rules().memlock(pod("unknown"), UNCONFINED, LIMITED, gated=False) == Limits(300, 300)
+    assert (
+        rules(GateMode.LABELLED).memlock(pod("unknown"), UNCONFINED, LIMITED, gated=False) is None
+    )
+    assert rules().memlock(pod("free"), UNCONFINED, LIMITED, gated=False) is None
+    assert rules().memlock(pod("limited"), container, LIMITED, gated=False) is None
+    assert rules().memlock(own, UNCONFINED, LIMITED, gated=False) is None
+    assert rules().memlock(pod("limited", handler="kata"), UNCONFINED, LIMITED, gated=False) is None
+    assert (
+        rules().memlock(pod("unknown", annotations=STATIC), UNCONFINED, LIMITED, gated=False)
+        is None
+    )
+    assert rules().memlock(pod("limited"), UNCONFINED, NodePods(release=True), gated=False) is None
+
+
+@pytest.mark.rule("P5")
+def test_limits_of_a_gated_container_stay_while_its_pod_is_unknown() -> None:
+    assert rules().memlock(pod("unknown"), UNCONFINED, LIMITED, gated=True) is None
+    assert rules().memlock(pod("limited"), UNCONFINED, LIMITED, gated=True) is not None
+
+
+def test_limits_of_an_ungateable_container_are_lowered() -> None:
+    withheld = Container("id", "sandbox", "main", 1, None, withheld=True)
+    assert rules().memlock(pod("limited"), withheld, LIMITED, gated=False) == Limits(500, 500)
 
 
 JSON = st.recursive(
@@ -218,9 +309,9 @@ JSON = st.recursive(
 
 @given(JSON, JSON, JSON)
 def test_any_other_spec_is_a_value_error(pods: object, groups: object, names: object) -> None:
-    spec = {"pods": pods, "groups": groups, "limitedNamespaces": names, "exemptNamespaces": names}
+    lists = {"limits": names, "limitedNamespaces": names, "exemptNamespaces": names}
     try:
-        node = parse({"spec": spec})
+        node = parse({"spec": {"pods": pods, "groups": groups, **lists}})
     except ValueError:
         return
     assert node.governed <= node.listed

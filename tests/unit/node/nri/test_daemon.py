@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from pinwarden.cli.probe import _nri_failure
+from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.nri.adjustment import GateMode, Rules
 from pinwarden.node.nri.daemon import NriSettings, _NriProcess
 from pinwarden.node.nri.protocol import PLUGIN, REQUEST, RUNTIME, Decoder, Message, encode
 from pinwarden.node.nri.wire import encode as message
 from pinwarden.node.state import nri_status
-from pinwarden.node.state.nri_status import NriStatus
+from pinwarden.node.state.nri_status import LoweredLimits, NriStatus
 from pinwarden.node.state.statefile import StateFile
 
 from ....waiting import until
@@ -136,6 +137,19 @@ def test_configuration_that_changes_is_followed_and_a_damaged_one_ignored(
     process.turn()
     assert process._node.governed == {"a"}
     assert settings.configuration.exists()
+
+
+@pytest.mark.rule("H3")
+def test_next_plugin_keeps_the_lowered_limits_of_containers(settings: NriSettings) -> None:
+    lowered = {"id": LoweredLimits("uid", Limits(8, 8), Limits(4, 4))}
+    nri_status.save(settings.run_dir / "nri.json", NriStatus("containerd", lowered=lowered))
+    process = _NriProcess(settings)
+    process.turn()
+    assert status(settings).lowered == lowered
+    process.close()
+    assert status(settings).lowered == lowered
+    (settings.run_dir / "nri.json").write_text("{")
+    assert not _NriProcess(settings)._lowered
 
 
 @pytest.mark.rule("H1")

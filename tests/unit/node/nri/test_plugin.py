@@ -1,21 +1,34 @@
 """The plugin on a connection, with a runtime that speaks the protocol over a socket pair."""
 
 import socket
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
 import pytest
 
 from pinwarden.common.guard import Guard
+from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.nri import messages
 from pinwarden.node.nri.adjustment import NO_GATE, GateMode, Rules
-from pinwarden.node.nri.governed import NodePods
+from pinwarden.node.nri.governed import NodePods, PodLimit
+from pinwarden.node.nri.memlock import ANNOTATION
 from pinwarden.node.nri.plugin import KINDS, Plugin
 from pinwarden.node.nri.protocol import PLUGIN, REQUEST, RESPONSE, RUNTIME, Decoder, Message, encode
 from pinwarden.node.nri.wire import Fields
 from pinwarden.node.nri.wire import encode as message
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
+from pinwarden.node.state.nri_status import MOST_LOWERED, LoweredLimits
 
 KEY = "example.org/start-ungated"
+MIB = 1 << 20
+INHERITED = Limits(8 * MIB, 64 * MIB)
+APPLIED = Limits(MIB, MIB)
+LIMITED = NodePods(
+    frozenset(["limited"]),
+    frozenset(["limited"]),
+    limits={"limited": (PodLimit(MIB, frozenset()),)},
+)
+MEMLOCK = {1: "RLIMIT_MEMLOCK", 2: MIB, 3: MIB}
 POLICY = {1: "SCMP_ACT_ERRNO", 7: [message({1: ["mlock", "read"], 2: "SCMP_ACT_ALLOW"})]}
 
 
@@ -26,11 +39,27 @@ class Runtime:
         self.connection, theirs = socket.socketpair()
         self.connection.settimeout(5)
         self.guard = Guard(KINDS)
-        rules = Rules(GateMode.GOVERNED, "pinwarden-system", "x86_64", toleration=toleration)
+        rules = Rules(
+            GateMode.GOVERNED,
+            "pinwarden-system",
+            "x86_64",
+            toleration=toleration,
+            inherited=INHERITED,
+        )
         self.gate_runs = True
-        self.plugin = Plugin(theirs, rules, self.guard, lambda: self.gate_runs)
+        self.lowered: OrderedDict[str, LoweredLimits] = OrderedDict()
+        self.published: list[dict[str, LoweredLimits]] = []
+        self.disk_full = False
+        self.plugin = Plugin(
+            theirs, rules, self.guard, lambda: self.gate_runs, self.lowered, self.publish
+        )
         self._decoder = Decoder()
         self._calls = 1
+
+    def publish(self) -> None:
+        if self.disk_full:
+            raise OSError(28, "No space left on device")
+        self.published.append(dict(self.lowered))
 
     def receive(self) -> Message:
         while True:
@@ -78,9 +107,12 @@ def pod(uid: str, annotation: str = "") -> bytes:
     return message({1: "sandbox", 2: "pod", 3: uid, 4: "team", 6: annotations})
 
 
-def container(policy: Mapping[int, object] | None, state: int = 1) -> bytes:
+def container(
+    policy: Mapping[int, object] | None, state: int = 1, identity: str = "id", **fields: object
+) -> bytes:
     linux = {} if policy is None else {8: message(policy)}
-    return message({1: "id", 2: "sandbox", 3: "main", 4: state, 11: message(linux)})
+    more = {6: fields.get("annotations", []), 13: fields.get("rlimits", [])}
+    return message({1: identity, 2: "sandbox", 3: "main", 4: state, 11: message(linux), **more})
 
 
 def test_plugin_at_its_start_registers() -> None:
@@ -285,3 +317,95 @@ def test_end_of_the_runtime_is_noticed(runtime: Runtime) -> None:
     runtime.connection.close()
     with pytest.raises(OSError, match="closed"):
         runtime.plugin.turn(1)
+
+
+@pytest.mark.rule("P14")
+def test_container_of_a_limited_pod_is_created_with_the_limit(runtime: Runtime) -> None:
+    runtime.receive()
+    runtime.plugin.node = LIMITED
+    answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: container(POLICY)}))
+    adjusted = answer.message(1)
+    assert adjusted is not None
+    assert adjusted.message(6) is not None
+    (rlimit,) = adjusted.messages(7)
+    assert (rlimit.text(1), rlimit.number(2), rlimit.number(3)) == ("RLIMIT_MEMLOCK", MIB, MIB)
+    assert adjusted.strings(2) == {ANNOTATION: f"{8 * MIB}:{64 * MIB}"}
+    assert runtime.published == [{"id": LoweredLimits("limited", INHERITED, APPLIED)}]
+
+
+def test_ungateable_container_is_created_with_the_limit(runtime: Runtime) -> None:
+    runtime.receive()
+    runtime.plugin.node = LIMITED
+    foreign = container({1: "SCMP_ACT_ALLOW", 5: "/run/other.sock"})
+    answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: foreign}))
+    adjusted = answer.message(1)
+    assert adjusted is not None
+    assert adjusted.message(6) is None
+    assert len(list(adjusted.messages(7))) == 1
+
+
+@pytest.mark.rule("H3")
+def test_container_keeps_its_limits_if_they_cannot_be_written_to_disk(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime.receive()
+    runtime.plugin.node = LIMITED
+    runtime.disk_full = True
+    answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: container(POLICY)}))
+    adjusted = answer.message(1)
+    assert adjusted is not None
+    assert adjusted.message(6) is not None, "it is gated all the same"
+    assert not list(adjusted.messages(7))
+    assert not runtime.lowered
+    assert "keeps its RLIMIT_MEMLOCK: [Errno 28]" in caplog.text
+
+
+def test_container_with_limits_of_its_own_keeps_them(runtime: Runtime) -> None:
+    runtime.receive()
+    runtime.plugin.node = LIMITED
+    own = container(POLICY, rlimits=[message({1: "RLIMIT_MEMLOCK", 2: 4096, 3: 4096})])
+    answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: own}))
+    adjusted = answer.message(1)
+    assert adjusted is not None
+    assert not list(adjusted.messages(7))
+    other = container(POLICY, rlimits=[message({1: "RLIMIT_NOFILE", 2: 4096, 3: 4096})])
+    answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: other}))
+    adjusted = answer.message(1)
+    assert adjusted is not None
+    assert len(list(adjusted.messages(7))) == 1
+
+
+@pytest.mark.rule("H3")
+def test_synchronization_renews_the_lowered_limits(runtime: Runtime) -> None:
+    """The removed container is forgotten, and the annotation names what no file has."""
+    runtime.receive()
+    gone, known = (LoweredLimits("limited", Limits(1, 2), Limits(0, 0)) for _ in range(2))
+    runtime.lowered.update(gone=gone, known=known)
+    noted = {
+        "annotations": [message({1: ANNOTATION, 2: f"{4 * MIB}:unlimited"})],
+        "rlimits": [message(MEMLOCK)],
+    }
+    containers = [
+        container(None, 3, "known", **noted),
+        container(None, 3, "new", **noted),
+        container(None, 3, "inherits", annotations=noted["annotations"]),
+        container(None, 3, "other", rlimits=noted["rlimits"]),
+        container(None, 4, "ended", **noted),
+    ]
+    runtime.call("Synchronize", message({1: [pod("limited")], 2: containers}))
+    runtime.plugin.turn(1)
+    assert runtime.lowered == {
+        "known": known,
+        "new": LoweredLimits("limited", Limits(4 * MIB, 64 * MIB), APPLIED),
+    }
+
+
+def test_number_of_lowered_containers_is_bounded(runtime: Runtime) -> None:
+    runtime.receive()
+    runtime.plugin.node = LIMITED
+    old = LoweredLimits("limited", INHERITED, APPLIED)
+    runtime.lowered.update((str(number), old) for number in range(MOST_LOWERED))
+    runtime.call("CreateContainer", message({1: pod("limited"), 2: container(POLICY)}))
+    assert len(runtime.lowered) == MOST_LOWERED
+    assert "id" in runtime.lowered
+    assert "0" not in runtime.lowered
