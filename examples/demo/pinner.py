@@ -12,6 +12,7 @@ import resource
 import time
 
 RETRY_SECONDS = 0.3
+RUNTIME_BYTES = 8 << 20
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -21,12 +22,10 @@ def say(text: str) -> None:
 
 
 def wait_for_a_limit() -> None:
-    """Return when RLIMIT_MEMLOCK differs from its value at the start."""
-    given = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    say(f"the runtime gave RLIMIT_MEMLOCK {given[0]} bytes; waiting until that changes")
-    while (now := resource.getrlimit(resource.RLIMIT_MEMLOCK)) == given:
+    """Return when RLIMIT_MEMLOCK differs from the usual value of container runtimes."""
+    while (limit := resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]) == RUNTIME_BYTES:
         time.sleep(0.1)
-    say(f"RLIMIT_MEMLOCK is now {now[0]} bytes")
+    say(f"RLIMIT_MEMLOCK is {limit} bytes")
 
 
 def lock(wanted: int, most: int, pause: float) -> None:
@@ -66,7 +65,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0, help="seconds after each allowed call")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument(
-        "--wait-for-limit", action="store_true", help="begin once RLIMIT_MEMLOCK changed"
+        "--wait-for-limit", action="store_true", help="begin once RLIMIT_MEMLOCK is not 8 MiB"
     )
     options = parser.parse_args()
     for _ in range(options.processes - 1):
