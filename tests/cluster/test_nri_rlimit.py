@@ -165,7 +165,7 @@ def test_deleted_limit_restores_the_inherited_limits_after_restarts(limited: Lim
     until(lambda: limited.node.exec(["test", "-e", STATUS]).returncode == 0, "the plugin is back")
     until(lambda: limited.lowered() == before, "the plugin knows the inherited limits again")
     limited.site.kubectl("-n", NAMESPACE, "delete", "pinlimit", "small")
-    restored = dict.fromkeys(PROFILES, [(MIB, MIB), inherited])
+    restored = {name: [(MIB, MIB), inherited] for name in PROFILES}
     until(
         lambda: {name: limited.limits(name) for name in PROFILES} == restored,
         "each process has its inherited limits",
