@@ -29,6 +29,7 @@ limit. A process of unknown use keeps its limits.
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pinwarden.node.agent.allocation_history import AllocationHistory
 from pinwarden.node.agent.allocator import ProcessUsage, allocate
@@ -44,6 +45,8 @@ from pinwarden.node.pods.subject import Subject, keys_of
 _log = logging.getLogger(__name__)
 _SAVE_SECONDS = 1.0
 _ROUNDS = 4
+_YOUNG_SECONDS = 30.0
+"""The runtime has set the limits of a new process by then."""
 NOT_SAVED = "its original limits could not be written to disk"
 
 
@@ -185,8 +188,9 @@ class RlimitEnforcer:
         new = self._oldest_first(keys - history.restored)
         if new:
             self._lowered.poll()
+        lowered = self._lowered.concerns(subject)
         for process in self._recall_all(subject, new):
-            if not self._inherit(subject, process) and self._lowered.concerns(subject):
+            if not self._inherit(subject, process) and lowered:
                 self._find_lowered(subject, process)
         clean = all(process.key not in self._records for process in new)
         restored = {
@@ -194,7 +198,8 @@ class RlimitEnforcer:
             for process in new
             if process.key not in self._unclaimed and self.restore(process)
         }
-        history.restored = (history.restored & keys) | restored
+        starting = {process.key for process in new if lowered and process.age < _YOUNG_SECONDS}
+        history.restored = (history.restored & keys) | restored - starting
         return clean and len(restored) == len(new)
 
     def adopt_external_changes(self, keys: Iterable[ProcessKey]) -> bool:
@@ -331,8 +336,8 @@ class RlimitEnforcer:
         if self._inherit(subject, process, untouched):
             return True
         if (current := self._prlimit_on(process)) is not None:
-            original = self._lowered.original(subject, process.key, current)
-            self._records[process.key], self._unsaved = RlimitRecord(original, current), True
+            self._records[process.key] = self._lowered.record(subject, process.key, current)
+            self._unsaved = True
             self._unwritten.add(process.key)
         return False
 
@@ -340,9 +345,9 @@ class RlimitEnforcer:
         """Add a record if the plugin lowered the limits of the process's container."""
         if (current := self._prlimit_on(process)) is None:
             return
-        original = self._lowered.original(subject, process.key, current)
-        if original != current:
-            self._records[process.key], self._unsaved = RlimitRecord(original, current), True
+        record = self._lowered.record(subject, process.key, current)
+        if record.original != current:
+            self._records[process.key], self._unsaved = record, True
 
     def _inherit(
         self, subject: Subject, process: Process, untouched: Container[ProcessKey] = ()
@@ -382,6 +387,6 @@ class RlimitEnforcer:
     def _update(
         self, key: ProcessKey, record: RlimitRecord, current: Limits, applied: Limits
     ) -> None:
-        original = record.updated(current).original
-        self._unsaved |= original != record.original
-        self._records[key] = RlimitRecord(original, applied)
+        updated = record.updated(current)
+        self._unsaved |= updated.original != record.original
+        self._records[key] = replace(updated, applied=applied)

@@ -38,12 +38,14 @@ class LoweredReader:
         """Return whether the subject has such a container."""
         return not self._by_container.keys().isdisjoint(subject.by_container)
 
-    def original(self, subject: Subject, key: ProcessKey, current: Limits) -> Limits:
-        """Return the limits of a process without the plugin: inherited, or set by the process.
+    def record(self, subject: Subject, key: ProcessKey, current: Limits) -> RlimitRecord:
+        """Return the record of a process that the runtime started, with its `current` limits.
 
-        `current` are the limits of the process now.
+        The original limits are inherited, or set by the process itself.
         """
         for identity, keys in subject.by_container.items():
             if key in keys and identity in self._by_container:
-                return self._by_container[identity].updated(current).original
-        return current
+                created = self._by_container[identity]
+                upcoming = created.applied if current == created.original else None
+                return RlimitRecord(created.updated(current).original, current, upcoming)
+        return RlimitRecord(current, current)

@@ -24,10 +24,15 @@ _FIELDS = ("bootId", "processes")
 
 @dataclass(frozen=True, slots=True)
 class RlimitRecord:
-    """The `original` limits of a process and the last limits `applied` by an agent, in bytes."""
+    """The `original` limits of a process and the last limits `applied` by an agent, in bytes.
+
+    `upcoming` are the limits that the runtime has yet to set: the process joins the cgroup of its
+    container first.
+    """
 
     original: Limits
     applied: Limits
+    upcoming: Limits | None = None
 
     def updated(self, current: Limits) -> "RlimitRecord":
         """Return the record with the limits set by the program since the last allocation.
@@ -36,9 +41,12 @@ class RlimitRecord:
         (`CAP_SYS_RESOURCE`) becomes the original limit. The allowance is enforced all the same,
         because it is computed from use and not from the original limits (P1).
         """
-        hard = self.original.hard if current.hard == self.applied.hard else current.hard
-        soft = self.original.soft if current.soft == self.applied.soft else current.soft
-        return replace(self, original=Limits(min(soft, hard), hard))
+        applied, upcoming = self.applied, self.upcoming
+        if upcoming is not None and current.hard == upcoming.hard:
+            applied, upcoming = upcoming, None
+        hard = self.original.hard if current.hard == applied.hard else current.hard
+        soft = self.original.soft if current.soft == applied.soft else current.soft
+        return replace(self, original=Limits(min(soft, hard), hard), upcoming=upcoming)
 
     def for_child(self, current: Limits) -> "RlimitRecord":
         """Return the record of a child with these `current` limits.

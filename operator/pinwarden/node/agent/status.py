@@ -5,7 +5,6 @@ users choose, and whichever report of a pod cannot be built.
 """
 
 import os
-import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -57,7 +56,6 @@ _GATED_PODS = 1024
 _FAIR = 1024
 STARTING_SECONDS = 5.0
 """A process of the runtime keeps all capabilities for about this long, before its program runs."""
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _SILENT = "its gate does not answer: pinning calls wait"
 
 
@@ -321,8 +319,7 @@ def _is_starting(process: Process, own: Collection[int]) -> bool:
     the pod has a parent in the pod: after the end of its parent, the first process of its PID
     namespace.
     """
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.key.start_ticks / _TICKS_PER_SECOND
-    return age < STARTING_SECONDS and process.status.parent not in own
+    return process.age < STARTING_SECONDS and process.status.parent not in own
 
 
 def _containers(subject: Subject, table: ProcessTable) -> list[ContainerReport]:

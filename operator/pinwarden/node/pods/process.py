@@ -13,6 +13,7 @@ every `CHECK_SECONDS` while a thread does not obey. Otherwise they are read agai
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from pinwarden.node.linux.procfs import ProcessKey, ProcessStatus, StatusReader, read_thread_status
 from pinwarden.node.pods.privileges import HeldBackReason, held_back
 
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 CHECK_SECONDS, RECHECK_SECONDS = 5.0, 60.0
 
 
@@ -88,6 +90,11 @@ class Process:
     def use(self) -> int:
         """The known bytes that count against a constraint (P2)."""
         return self.locked + self.pinned
+
+    @property
+    def age(self) -> float:
+        """Seconds since the start of the process."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.key.start_ticks / _TICKS_PER_SECOND
 
     def sample(self) -> bool:
         """Sample the process and return whether its use changed.

@@ -125,6 +125,34 @@ def test_process_whose_container_was_written_after_the_listing_is_known(node: No
     assert node.limits[later.pid] == GIVEN
 
 
+def test_process_sampled_before_the_runtime_sets_its_limits_is_restored(node: Node) -> None:
+    """It joins the cgroup of its container first."""
+    worker = node.hire()
+    lower(node)
+    node.put([worker.pid])
+    node.configure([], [FREE])
+    node.tick()
+    node.limits[worker.pid] = APPLIED
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
+def test_limits_that_the_runtime_sets_late_are_not_those_of_the_process(node: Node) -> None:
+    worker, other = node.hire(), node.hire()
+    other.lock(3 * PAGE)
+    lower(node, other.pid)
+    node.put([worker.pid, other.pid])
+    node.configure(LIMIT, [POD])
+    node.tick()
+    assert node.limits[worker.pid] == Limits(5 * PAGE, 5 * PAGE)
+    node.limits[worker.pid] = APPLIED
+    node.tick()
+    assert node.limits[worker.pid] == Limits(5 * PAGE, 5 * PAGE)
+    node.configure([], [FREE], 2)
+    node.tick()
+    assert node.limits[worker.pid] == GIVEN
+
+
 @pytest.mark.rule("P13")
 def test_pod_with_an_audited_limit_is_restored(node: Node) -> None:
     worker = node.hire()
@@ -186,15 +214,23 @@ def worker() -> Iterator[Worker]:
     made.end()
 
 
-def lives(worker: Worker, events: list[Any], *, plugin: bool) -> Limits:
-    """Return the limits of a process after these events and the end of its limit."""
+def lives(worker: Worker, events: list[Any], *, plugin: bool, late: bool) -> Limits:
+    """Return the limits of a process after these events and the end of its limit.
+
+    With `late`, the runtime sets the limits after the first sample.
+    """
     with tempfile.TemporaryDirectory() as folder:
         node = Node(Path(folder))
         node.limits[worker.pid] = GIVEN
         if plugin:
-            lower(node, worker.pid)
+            lower(node, *() if late else (worker.pid,))
         node.put([worker.pid])
-        for generation, event in enumerate(events):
+        if late:
+            node.configure([{"limit": 6 * PAGE}], [POD], 0)
+            node.tick()
+            if plugin:
+                node.limits[worker.pid] = APPLIED
+        for generation, event in enumerate(events, 1):
             if isinstance(event, int):
                 limits = [{"limit": event * PAGE}] if event else []
                 node.configure(limits, [POD if event else FREE], generation)
@@ -207,7 +243,7 @@ def lives(worker: Worker, events: list[Any], *, plugin: bool) -> Limits:
                 node.tick()
             elif plugin:
                 lower(node, failure="the NRI plugin has ended")
-        node.configure([], [FREE], len(events))
+        node.configure([], [FREE], len(events) + 1)
         node.tick()
         node.close()
         return node.limits[worker.pid]
@@ -223,8 +259,9 @@ EVENTS = (
 
 @pytest.mark.rule("P14", "H3")
 @settings(deadline=None, max_examples=100)
-@given(events=st.lists(st.sampled_from(EVENTS), max_size=10))
+@given(events=st.lists(st.sampled_from(EVENTS), max_size=10), late=st.booleans())
 def test_limits_after_a_deletion_are_those_without_the_plugin(
-    worker: Worker, events: list[Any]
+    worker: Worker, events: list[Any], late: bool
 ) -> None:
-    assert lives(worker, events, plugin=True) == lives(worker, events, plugin=False)
+    without = lives(worker, events, plugin=False, late=late)
+    assert lives(worker, events, plugin=True, late=late) == without
