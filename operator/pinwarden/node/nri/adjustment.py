@@ -62,10 +62,8 @@ class Rules:
 
     `handlers` are the runtimes of RuntimeClasses that share the node's kernel and start containers
     as runc does. A sandbox with a kernel of its own (Kata, gVisor) cannot reach the gate.
-    `inherited` is the RLIMIT_MEMLOCK of new containers without an adjustment.
-
-    `toleration` is the key of the annotation with which a pod may start ungated. If empty, each
-    container may.
+    `inherited` is the RLIMIT_MEMLOCK of new containers without an adjustment. `toleration` is the
+    key of the annotation with which a pod may start ungated. If empty, each container may.
     """
 
     mode: GateMode

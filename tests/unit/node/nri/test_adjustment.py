@@ -25,9 +25,7 @@ def _equal(argument: int, value: int) -> Comparison:
 
 def rules(mode: GateMode = GateMode.GOVERNED) -> Rules:
     handlers = frozenset(["runc", "nvidia"])
-    return Rules(
-        mode, "pinwarden-system", "x86_64", handlers, inherited=Limits(800, UNLIMITED)
-    )
+    return Rules(mode, "pinwarden-system", "x86_64", handlers, inherited=Limits(800, UNLIMITED))
 
 
 def pod(uid: str, namespace: str = "team", **fields: Any) -> Pod:

@@ -321,7 +321,6 @@ def test_end_of_the_runtime_is_noticed(runtime: Runtime) -> None:
 
 @pytest.mark.rule("P14")
 def test_container_of_a_limited_pod_is_created_with_the_limit(runtime: Runtime) -> None:
-    runtime.receive()
     runtime.plugin.node = LIMITED
     answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: container(POLICY)}))
     adjusted = answer.message(1)
@@ -334,7 +333,6 @@ def test_container_of_a_limited_pod_is_created_with_the_limit(runtime: Runtime) 
 
 
 def test_ungateable_container_is_created_with_the_limit(runtime: Runtime) -> None:
-    runtime.receive()
     runtime.plugin.node = LIMITED
     foreign = container({1: "SCMP_ACT_ALLOW", 5: "/run/other.sock"})
     answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: foreign}))
@@ -348,7 +346,6 @@ def test_ungateable_container_is_created_with_the_limit(runtime: Runtime) -> Non
 def test_container_keeps_its_limits_if_they_cannot_be_written_to_disk(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runtime.receive()
     runtime.plugin.node = LIMITED
     runtime.disk_full = True
     answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: container(POLICY)}))
@@ -361,7 +358,6 @@ def test_container_keeps_its_limits_if_they_cannot_be_written_to_disk(
 
 
 def test_container_with_limits_of_its_own_keeps_them(runtime: Runtime) -> None:
-    runtime.receive()
     runtime.plugin.node = LIMITED
     own = container(POLICY, rlimits=[message({1: "RLIMIT_MEMLOCK", 2: 4096, 3: 4096})])
     answer = runtime.call("CreateContainer", message({1: pod("limited"), 2: own}))
@@ -378,7 +374,6 @@ def test_container_with_limits_of_its_own_keeps_them(runtime: Runtime) -> None:
 @pytest.mark.rule("H3")
 def test_synchronization_renews_the_lowered_limits(runtime: Runtime) -> None:
     """The removed container is forgotten, and the annotation names what no file has."""
-    runtime.receive()
     gone, known = (LoweredLimits("limited", Limits(1, 2), Limits(0, 0)) for _ in range(2))
     runtime.lowered.update(gone=gone, known=known)
     noted = {
@@ -401,7 +396,6 @@ def test_synchronization_renews_the_lowered_limits(runtime: Runtime) -> None:
 
 
 def test_number_of_lowered_containers_is_bounded(runtime: Runtime) -> None:
-    runtime.receive()
     runtime.plugin.node = LIMITED
     old = LoweredLimits("limited", INHERITED, APPLIED)
     runtime.lowered.update((str(number), old) for number in range(MOST_LOWERED))
