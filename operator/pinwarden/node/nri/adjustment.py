@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from pinwarden.api.reasons import RESTART_GATES
 from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.nri import memlock
 from pinwarden.node.nri.governed import NodePods
@@ -31,7 +32,7 @@ _API: Final = "api"
 _NAME: Final = "app.kubernetes.io/name"
 LABEL: Final = "pinwarden.io/gate"
 _ZERO: Final = Limits(0, 0)
-NO_GATE: Final = "it was created while no gate ran; a restart gates it"
+NO_GATE: Final = f"it was created while no gate ran; {RESTART_GATES}"
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 """The values that containerd's validator reads as true (`strconv.ParseBool`)."""
 

@@ -21,7 +21,7 @@ from pinwarden.api.reasons import RESTART_GATES
 from pinwarden.common.guard import Guard, shown
 from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.nri import memlock, messages
-from pinwarden.node.nri.adjustment import NO_GATE, Decision, Rules
+from pinwarden.node.nri.adjustment import NO_GATE, Rules
 from pinwarden.node.nri.governed import NodePods
 from pinwarden.node.nri.messages import Container, Event, Pod, State
 from pinwarden.node.nri.protocol import (
@@ -90,8 +90,10 @@ class Plugin:
         self.runtime = ""
         """Name and version of the runtime, empty before it has configured the plugin."""
         self._unsupported = ""
-        self._unvalidated = ""
+        self._adjusted: tuple[Pod, Container] | None = None
         """The last container that was adjusted, until the runtime asks for validation."""
+        self._gates = False
+        """Whether this container got the gate."""
         self.ungated: OrderedDict[str, str] = OrderedDict()
         """Why containers run ungated although the gate was wanted, by container id."""
         self._methods: Mapping[str, Callable[[bytes], bytes]] = {
@@ -208,15 +210,15 @@ class Plugin:
                 self._leave_ungated(pod, container, decision.reason or BEFORE)
 
     def _create(self, payload: bytes) -> bytes:
-        if self._unvalidated:
+        if self._adjusted is not None:
             _log.warning(
                 "%s was rejected: another NRI plugin failed, or sets its seccomp policy or "
                 "RLIMIT_MEMLOCK too",
-                self._unvalidated,
+                _named(*self._adjusted),
             )
-        self._unvalidated = ""
+        self._adjusted = None
         pod, container = messages.parse_create(payload)
-        decision = self._decide(pod, container)
+        decision = self._rules.decide(pod, container, self.node, gate_runs=self._gate_runs())
         if decision.policy is not None:
             _log.debug("%s starts with the gate", _named(pod, container))
         elif decision.wanted:
@@ -226,7 +228,7 @@ class Plugin:
         limits = self._lower(pod, container, gated=decision.policy is not None)
         if decision.policy is None and limits is None:
             return b""
-        self._unvalidated = _named(pod, container)
+        self._adjusted, self._gates = (pod, container), decision.policy is not None
         noted = {memlock.ANNOTATION: memlock.annotation(self._rules.inherited)} if limits else {}
         return messages.adjust(decision.policy, limits, noted)
 
@@ -255,17 +257,12 @@ class Plugin:
 
     def _validate(self, payload: bytes) -> bytes:
         """Notice whether another plugin replaced the gated policy."""
-        self._unvalidated = ""
-        pod, container = messages.parse_create(payload)
-        decision = self._decide(pod, container)
-        if decision.policy is not None and container.id not in self.ungated:
-            listener = messages.parse_adjusted_listener(payload)
-            if listener != decision.policy.listener_path:
-                self._start_ungated(pod, container, "another plugin set its seccomp policy")
+        adjusted, self._adjusted = self._adjusted, None
+        if adjusted is None or not self._gates:
+            return b""
+        if messages.parse_adjusted_listener(payload) != LISTENER_PATH:
+            self._start_ungated(*adjusted, "another plugin set its seccomp policy")
         return b""
-
-    def _decide(self, pod: Pod, container: Container) -> Decision:
-        return self._rules.decide(pod, container, self.node, gate_runs=self._gate_runs())
 
     def _start_ungated(self, pod: Pod, container: Container, reason: str) -> None:
         """Let a container start ungated. Raises ContainerRejectedError if the node forbids this."""

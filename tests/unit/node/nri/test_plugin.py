@@ -249,9 +249,21 @@ def test_policy_of_another_plugin_is_accepted_and_logged(
 ) -> None:
     adjusted = message({6: message({6: message({1: "SCMP_ACT_ALLOW", 5: listener})})})
     request = message({1: pod("new"), 2: container(POLICY), 3: adjusted})
+    runtime.call("CreateContainer", request)
     answer = runtime.call("ValidateContainerAdjustment", request)
     assert answer.number(1) == 0
     assert "another plugin set its seccomp policy" in caplog.text
+
+
+def test_configuration_that_changes_before_the_validation_blames_no_plugin(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = message({1: pod("new"), 2: container(POLICY)})
+    runtime.plugin.node = NodePods(listed=frozenset({"new"}))
+    runtime.call("CreateContainer", request)
+    runtime.plugin.node = NodePods(governed=frozenset({"new"}))
+    runtime.call("ValidateContainerAdjustment", request)
+    assert "another plugin" not in caplog.text
 
 
 def test_container_that_is_rejected_after_the_answer_is_logged_once(
@@ -290,6 +302,7 @@ def test_container_whose_required_gate_another_plugin_replaced_is_rejected(
     requiring: Runtime,
 ) -> None:
     request = message({1: pod("new"), 2: container(POLICY)})
+    requiring.call("CreateContainer", request)
     answer = requiring.answer("ValidateContainerAdjustment", request)
     assert "another plugin set its seccomp policy" in messages.response_error(answer)
 
