@@ -90,10 +90,12 @@ def _without(whole: BitPattern, taken: BitPattern, width: int) -> list[BitPatter
         return [whole]
     parts = []
     mask, value = whole.mask, whole.value
-    for bit in (1 << position for position in range(width - 1, -1, -1)):
-        if taken.mask & bit and not whole.mask & bit:
-            parts.append(BitPattern(mask | bit, value | (~taken.value & bit)))
-            mask, value = mask | bit, value | (taken.value & bit)
+    bits = taken.mask & ~whole.mask & (1 << width) - 1
+    while bits:
+        bit = 1 << bits.bit_length() - 1
+        bits ^= bit
+        parts.append(BitPattern(mask | bit, value | (~taken.value & bit)))
+        mask, value = mask | bit, value | (taken.value & bit)
     return parts
 
 
