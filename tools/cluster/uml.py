@@ -30,6 +30,7 @@ PACKAGES = ("user-mode-linux", "libc6")
 MODULES = ("overlay", "veth", "bridge", "br_netfilter")
 GUEST_MODULES = ("overlay",)
 GUEST_MEMORY = "4096M"
+NODE_MEMORY = MEMORY
 ENTER = """
 libraries=/usr/lib/x86_64-linux-gnu
 mount -t overlay overlay -o "lowerdir=$0$libraries:$libraries" $libraries
@@ -79,7 +80,7 @@ class Uml:
         disks = zip("ab", devices.disks, strict=True)
         network = f"vec0:transport=tap,ifname={devices.tap},depth=128,gro=1,mac={devices.mac}"
         return [
-            *_arguments(devices.name, devices.directory, MEMORY, NODE_INIT, ()),
+            *_arguments(devices.name, devices.directory, NODE_MEMORY, NODE_INIT, ()),
             *(f"ubd{letter}={disk}" for letter, disk in disks),
             *(f"ubdcr={devices.identity}", network, *cgroup_parameters(Cgroups.V2).split()),
         ]
