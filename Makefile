@@ -128,6 +128,7 @@ bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python bench/apply_latency.py
 	$(BIN)/python bench/gate_latency.py
 	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py
+	$(BIN)/python bench/nri_plugin.py
 	$(BIN)/python bench/operator_scale.py
 	$(BIN)/python bench/cluster_nodes.py
 
