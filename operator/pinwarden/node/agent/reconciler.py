@@ -148,7 +148,7 @@ class Reconciler:
         return self._pace(now)
 
     def report(self) -> NodePinConfigStatus:
-        """Return the status after the last tick."""
+        """Return the status after the last tick: a pod without limits is not in the report."""
         subjects = [
             subject for _, subject in sorted(self._subjects.items()) if subject.policy.names
         ]

@@ -14,7 +14,7 @@ _RELEASE: Final = "Release"
 _ENFORCED: Final = {"enforcement": "Enforce", "counting": "EveryPin"}
 
 
-class PodLimit(NamedTuple):
+class EnforcedLimit(NamedTuple):
     """An enforced limit in bytes. With `containers`, only these containers have the limit."""
 
     amount: int
@@ -36,7 +36,7 @@ class NodePods:
     release: bool = False
     limited: frozenset[str] | None = None
     exempt: frozenset[str] = frozenset()
-    limits: Mapping[str, tuple[PodLimit, ...]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[EnforcedLimit, ...]] = field(default_factory=dict)
     unknown: int | None = None
 
     def may_limit(self, namespace: str) -> bool:
@@ -65,7 +65,7 @@ def parse(content: Any) -> NodePods:
             return NodePods(release=True)
         named = {_text(pod["uid"]): pod.get("limits", []) for pod in spec.get("pods", [])}
         by_name = {
-            limit["name"]: PodLimit(limit["limit"], frozenset(limit.get("containers", ())))
+            limit["name"]: EnforcedLimit(limit["limit"], frozenset(limit.get("containers", ())))
             for limit in spec.get("limits", [])
             if _enforced(limit)
         }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pinwarden.node.linux.prlimit import UNLIMITED, Limits
 from pinwarden.node.nri.adjustment import LABEL, NO_GATE, Decision, GateMode, Rules
-from pinwarden.node.nri.governed import NodePods, PodLimit, parse
+from pinwarden.node.nri.governed import EnforcedLimit, NodePods, parse
 from pinwarden.node.nri.messages import Container, Pod
 from pinwarden.node.seccomp.gated_calls import LISTENER_PATH
 from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
@@ -250,7 +250,7 @@ def test_smallest_enforced_limit_of_a_container(
 
 
 LIMITED = NodePods(
-    NODE.listed, NODE.governed, limits={"limited": (PodLimit(500, frozenset()),)}, unknown=300
+    NODE.listed, NODE.governed, limits={"limited": (EnforcedLimit(500, frozenset()),)}, unknown=300
 )
 
 
@@ -260,7 +260,9 @@ LIMITED = NodePods(
     [(500, Limits(500, 500)), (800, Limits(800, 800)), (900, Limits(800, 900)), (0, Limits(0, 0))],
 )
 def test_limits_of_a_container_are_only_lowered(amount: int, lowered: Limits) -> None:
-    node = NodePods(frozenset("p"), frozenset("p"), limits={"p": (PodLimit(amount, frozenset()),)})
+    node = NodePods(
+        frozenset("p"), frozenset("p"), limits={"p": (EnforcedLimit(amount, frozenset()),)}
+    )
     assert rules().memlock(pod("p"), UNCONFINED, node, gated=True) == lowered
     limited = Rules(GateMode.GOVERNED, "", "x86_64", inherited=Limits(0, 0))
     assert limited.memlock(pod("p"), UNCONFINED, node, gated=True) is None

@@ -10,7 +10,7 @@ from pinwarden.common.guard import Guard
 from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.nri import messages
 from pinwarden.node.nri.adjustment import NO_GATE, GateMode, Rules
-from pinwarden.node.nri.governed import NodePods, PodLimit
+from pinwarden.node.nri.governed import EnforcedLimit, NodePods
 from pinwarden.node.nri.memlock import ANNOTATION
 from pinwarden.node.nri.plugin import KINDS, Plugin
 from pinwarden.node.nri.protocol import PLUGIN, REQUEST, RESPONSE, RUNTIME, Decoder, Message, encode
@@ -26,7 +26,7 @@ APPLIED = Limits(MIB, MIB)
 LIMITED = NodePods(
     frozenset(["limited"]),
     frozenset(["limited"]),
-    limits={"limited": (PodLimit(MIB, frozenset()),)},
+    limits={"limited": (EnforcedLimit(MIB, frozenset()),)},
 )
 MEMLOCK = {1: "RLIMIT_MEMLOCK", 2: MIB, 3: MIB}
 POLICY = {1: "SCMP_ACT_ERRNO", 7: [message({1: ["mlock", "read"], 2: "SCMP_ACT_ALLOW"})]}
