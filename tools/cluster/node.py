@@ -96,9 +96,9 @@ class Node:
             raise ClusterError(f"{self.name} went away while it ran {argv[0]}")
         return subprocess.CompletedProcess(list(argv), int(status), output, "")
 
-    def kill(self, program: str, *, match: str = "") -> None:
-        """End processes of a program as a crash would (SIGKILL); ``match`` is a text in their
-        command line.
+    def kill(self, program: str, *, match: str = "", signal: str = "KILL") -> None:
+        """Send a signal to processes of a program, by default SIGKILL as in a crash; ``match`` is
+        a text in their command line.
 
         containerd and kubelet are started again by the guest about a second later. Raises
         ClusterError when there is none.
@@ -107,7 +107,7 @@ class Node:
             "found=1; for p in /proc/[0-9]*; do"
             f' [ "$(cat $p/comm 2>/dev/null)" = {shlex.quote(program)} ] || continue;'
             f" tr '\\0' ' ' <$p/cmdline | grep -qF -e {shlex.quote(match)} || continue;"
-            " kill -9 ${p#/proc/} && found=0; done; exit $found"
+            f" kill -{signal} ${{p#/proc/}} && found=0; done; exit $found"
         )
         if self.exec(["sh", "-c", script]).returncode:
             raise ClusterError(f"{self.name} runs no {program} {match}".rstrip())
