@@ -1,10 +1,11 @@
 """Decides when the agent's status is written to the API server, and writes it.
 
 `WritePolicy` is pure: with thousands of nodes each write counts. A write is due at once for an
-acknowledgement, a changed level, a new, gated or ended pod, an overshoot, a denial, or an amount
-moved by more than 2 % of the pod's smallest limit. Two writes are at least a second apart, and the
-later write includes all changes. Without a change, a write follows after at most five minutes, a
-little earlier at random, so that agents do not stay in step. A failed write stays due.
+acknowledgement, a changed level, a new, gated or ended pod, another reason why a pod is not exact,
+an overshoot, a denial, or an amount moved by more than 2 % of the pod's smallest limit. Two writes
+are at least a second apart, and the later write includes all changes. Without a change, a write
+follows after at most five minutes, a little earlier at random, so that agents do not stay in step.
+A failed write stays due.
 """
 
 import logging
@@ -21,6 +22,7 @@ from pinwarden.api.nodepinconfig import (
     NodePinConfigStatus,
     PodReport,
 )
+from pinwarden.api.reasons import RLIMIT_GATE
 from pinwarden.common.backoff import Backoff
 from pinwarden.node.agent.api_client import ApiError, NodePinConfigClient
 from pinwarden.node.agent.threads import Snapshot, SnapshotBoard
@@ -73,6 +75,7 @@ def _statement(report: NodePinConfigStatus) -> tuple[object, ...]:
             (pod.uid, pod.level, pod.reason, *(container.name for container in pod.containers))
             for pod in report.pods
         },
+        {pod.uid: pod.message for pod in report.pods if pod.reason == RLIMIT_GATE},
         {pod.uid: pod.denials for pod in report.pods},
         {(denial.number, denial.time) for denial in report.recent_denials},
         report.denials_dropped,

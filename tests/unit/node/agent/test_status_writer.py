@@ -113,6 +113,15 @@ def test_a_minor_change_is_not_written(report: NodePinConfigStatus) -> None:
     assert not worth_writing(BASE, report, LIMITS)
 
 
+def test_another_reason_for_an_inexact_pod_is_written_and_other_words_are_not() -> None:
+    """Other messages name processes, and so change often."""
+    before = status(pods=[pod(reason="RlimitGate", message="no NRI plugin is connected")])
+    after = status(pods=[pod(reason="RlimitGate", message="a restart gates it")])
+    assert worth_writing(before, after, LIMITS)
+    before = status(pods=[pod(reason="CapIPCLock", message="process 7")])
+    assert not worth_writing(before, status(pods=[pod(reason="CapIPCLock", message="8")]), LIMITS)
+
+
 def test_a_further_overshoot_is_written_and_the_same_is_not() -> None:
     before = status(overshoots=[overshoot()])
     assert not worth_writing(before, status(overshoots=[overshoot(seconds=3, peak=2)]), LIMITS)
