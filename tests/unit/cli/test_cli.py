@@ -264,8 +264,9 @@ def test_a_program_on_a_node_may_have_all_the_descriptors_that_it_could(
 
 
 def test_uninstall_from_nodes_that_require_the_nri_plugin_fails_and_says_what_to_do(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     assert main(["uninstall", "--nri-required"]) == 1
     error = capsys.readouterr().err
     assert "take required_plugins out of containerd's configuration" in error
