@@ -12,6 +12,7 @@ enforced exactly.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pinwarden.api.reasons import RESTART_GATES
@@ -67,6 +68,7 @@ class GateReader:
         if self._file and (change := self._file.read_if_changed(lambda path: (load(path),))):
             (self.status,) = change
         nri = self._nri.read_if_changed(nri_status.load) if self._nri else None
+        nri = nri and replace(nri, lowered={})
         if nri is not None and nri != self._nri_status:  # not only renewed
             self._nri_status = nri
         if self._nri and self._nri.age > nri_status.SILENT_SECONDS:

@@ -125,13 +125,13 @@ class Reconciler:
         policy, now = self._policy, self._clock()
         if policy is None:
             return _LONGEST_SECONDS
+        self._guarded("record", "gate", self._gate.poll)
         if policy.release:
             if (self._acknowledged is not policy or self._releaser) and self._release_all():
                 self._acknowledged = policy
             self._sampled = datetime.now(UTC)
             return _LONGEST_SECONDS
         self._guarded("record", "accountant", self._accountant.poll)
-        self._guarded("record", "gate", self._gate.poll)
         acknowledged, listed, sample_all = self._acknowledged, False, False
         if now >= self._list_due:
             try:
@@ -369,7 +369,7 @@ class Reconciler:
             except OSError as error:
                 _log.error("cannot list pods, so the node is not released yet: %s", error)
                 return False
-            for uid in lowered.keys() - self._subjects.keys():
+            for uid in lowered.keys() - self._subjects.keys() - self._releaser.uids:
                 self._subjects[uid] = Subject(uid, lowered[uid], SubjectPolicy(()))
         for subject in self._subjects.values():
             self._releaser.begin(subject)

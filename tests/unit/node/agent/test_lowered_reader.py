@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pinwarden.node.linux.prlimit import Limits
 from pinwarden.node.state import nri_status
+from pinwarden.node.state.gate_status import empty
 from pinwarden.node.state.nri_status import LoweredLimits, NriStatus
 
 from .test_reconciler import GIVEN, ONE, PAGE, POD, TWO, UID, Node, Worker
@@ -177,6 +178,35 @@ def test_released_node_is_restored(node: Node, limited: bool) -> None:
     assert node.limits[worker.pid] == GIVEN
     assert node.reconciler.report().observed_generation == 2
     assert not node.reconciler._releaser
+
+
+@pytest.mark.rule("H1")
+def test_released_node_still_reports_its_gated_pods(node: Node) -> None:
+    """An uninstallation looks for gated pods again after all nodes are released."""
+    node.configure([], [], 1, mode="Release")
+    node.tick()
+    assert node.reconciler.report().gated_pods is None
+    gate = empty()
+    gate.containers = {ONE: (UID, "main", TWO)}
+    node.gate.write_bytes(gate.dump())
+    node.tick()
+    assert node.reconciler.report().gated_pods == [UID]
+
+
+def test_pod_that_cannot_be_restored_is_released_once(node: Node) -> None:
+    worker = node.hire()
+    lower(node, worker.pid)
+    node.put([worker.pid])
+    node.refused.add(worker.pid)
+    node.configure([], [], 2, mode="Release")
+    for _ in range(5):
+        node.tick()
+    assert len(node.reconciler._releaser._quiet) == 1
+    node.refused.clear()
+    for _ in range(6):
+        node.tick()
+    assert node.limits[worker.pid] == GIVEN
+    assert node.reconciler.report().observed_generation == 2
 
 
 def test_agent_that_releases_at_its_end_restores(node: Node) -> None:
