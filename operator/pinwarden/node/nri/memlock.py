@@ -36,9 +36,11 @@ def annotation(inherited: Limits) -> str:
 def found(pod: Pod, container: Container, inherited: Limits) -> LoweredLimits | None:
     """Return the lowered limits of a container with an annotation, else None.
 
-    A runtime can be configured to copy the annotations of pods into containers. So the limits never
-    exceed the inherited limits of new containers.
+    A runtime can be configured to copy the annotations of pods into containers. Such an annotation
+    is from the pod's author and has no meaning.
     """
+    if ANNOTATION in pod.annotations:
+        return None
     match = _AMOUNTS.fullmatch(container.annotations.get(ANNOTATION, ""))
     if match is None or container.memlock is None:
         return None

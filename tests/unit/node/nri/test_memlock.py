@@ -61,3 +61,11 @@ def test_other_annotation_is_ignored(text: str) -> None:
 
 def test_annotation_of_a_container_without_limits_is_ignored() -> None:
     assert found(POD, noted("1:1", None), ENDLESS) is None
+
+
+@pytest.mark.rule("P14")
+def test_annotation_from_the_author_of_the_pod_has_no_meaning() -> None:
+    """A runtime can be configured to copy the annotations of pods into containers."""
+    forged = Pod("sandbox", "name", "uid", "team", annotations={ANNOTATION: "unlimited:unlimited"})
+    assert found(forged, noted("unlimited:unlimited"), ENDLESS) is None
+    assert found(POD, noted("unlimited:unlimited"), ENDLESS) is not None
