@@ -100,7 +100,7 @@ class _NriProcess:
             self._next_check = now + HOLDER_SECONDS
             self._holder = self._holder_failure()
         if self._holder:
-            self._fail(self._holder)
+            self._stay_away(self._holder)
             return
         if self._plugin is None:
             self._connect(now)
@@ -178,9 +178,13 @@ class _NriProcess:
         _log.info("registered at %s, process %d", self._settings.socket, os.getpid())
 
     def _fail(self, failure: str) -> None:
-        """Disconnect, and try again later. A lasting failure is logged once."""
-        self._disconnect()
+        """Disconnect, and try again later."""
         self._next_connect = time.monotonic() + self._backoff.failed()
+        self._stay_away(failure)
+
+    def _stay_away(self, failure: str) -> None:
+        """Disconnect. A lasting failure is logged once."""
+        self._disconnect()
         if failure != self._failure:
             _log.warning("%s; new containers do not get the gate meanwhile", failure)
             self._failure = failure

@@ -90,6 +90,19 @@ def test_plugin_with_a_holder_registers_and_leaves_with_it(
         connection.close()
 
 
+def test_plugin_connects_as_soon_as_a_holder_listens_again(
+    process: _NriProcess, settings: NriSettings
+) -> None:
+    for _ in range(20):
+        process.turn()
+    assert process._next_connect == float("-inf")
+    with listen(settings.run_dir / "holder.sock", socket.SOCK_SEQPACKET):
+        process._next_check = float("-inf")
+        with listen(settings.socket, socket.SOCK_STREAM) as runtime:
+            process.turn()
+            runtime.accept()[0].close()
+
+
 def test_plugin_whose_runtime_restarts_connects_again(
     process: _NriProcess, settings: NriSettings
 ) -> None:
