@@ -48,6 +48,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "unconfined": {"seccompProfile": {"type": "Unconfined"}, "runAsUser": 1000},
     "custom": {"seccompProfile": {"type": "Localhost", "localhostProfile": "custom.json"}},
     "privileged": {"privileged": True},
+    "privileged-default": {"privileged": True, "seccompProfile": {"type": "RuntimeDefault"}},
 }
 
 

@@ -83,8 +83,6 @@ class Rules:
         own = container.policy
         if own is not None and own.listener_path == LISTENER_PATH:
             return Decision(None, wanted=False, reason="its own profile is one of pinwarden")
-        if container.withheld:
-            return Decision(None, wanted=True, reason="the runtime does not pass its policy")
         if not self._shares_kernel(pod):
             reason = f"the runtime {pod.handler} of its RuntimeClass is not one for the gate"
             return Decision(None, wanted=True, reason=reason)

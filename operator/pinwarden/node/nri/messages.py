@@ -14,17 +14,21 @@ from pinwarden.node.nri.wire import Fields, WireError, encode
 from pinwarden.node.seccomp.policy import Comparison, Policy, Rule
 
 _SERVICE: Final = "nri.pkg.api.v1alpha1.Runtime"
-_UNCONFINED: Final = 1  # SecurityProfile.ProfileType
 _FAILED_PRECONDITION: Final = 9  # google.rpc.Code
 _MOST_POLICIES: Final = 64
 """The policies that stay decoded or encoded. Most containers of a node have the same ones."""
 _MEMLOCK: Final = "RLIMIT_MEMLOCK"
+_CONTAINER_FIELDS: Final = frozenset({1, 2, 3, 4, 6, 11, 13})
+"""The fields of a Container for the plugin: no arguments, variables or mounts, whose size is the
+choice of an author.
+"""
 
 
 class Event(IntEnum):
     """The events of this plugin's subscription."""
 
     CREATE_CONTAINER = 4
+    REMOVE_CONTAINER = 11
     VALIDATE_CONTAINER_ADJUSTMENT = 14
 
 
@@ -51,9 +55,8 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A Container. `policy` is None for an unconfined container.
+    """A Container. `policy` is None for an unconfined container, also for a privileged container.
 
-    `withheld` is true if the container has a profile, but its policy is not in the message.
     `memlock` is its RLIMIT_MEMLOCK, None if the container inherits the limits of the runtime.
     """
 
@@ -62,7 +65,6 @@ class Container:
     name: str
     state: int
     policy: Policy | None
-    withheld: bool = False
     memlock: Limits | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
 
@@ -145,9 +147,21 @@ def parse_synchronize(payload: bytes) -> Synchronization:
     )
 
 
+def compact(encoded: bytes) -> bytes:
+    """Return a Container with the fields for the plugin only. Raises WireError."""
+    return Fields(encoded, _CONTAINER_FIELDS).encoded()
+
+
 def parse_container(encoded: bytes) -> Container:
     """Read a Container. Raises WireError."""
-    return _container(Fields(encoded))
+    return _container(Fields(encoded, _CONTAINER_FIELDS))
+
+
+def parse_removed(payload: bytes) -> str:
+    """Return the id of a removed container of a StateChangeEvent, else "". Raises WireError."""
+    event = Fields(payload)
+    removed = event.joined(3) if event.number(1) == Event.REMOVE_CONTAINER else None
+    return "" if removed is None else Fields(removed, _CONTAINER_FIELDS).text(1)
 
 
 def synchronized(*, more: bool) -> bytes:
@@ -161,10 +175,10 @@ def parse_create(payload: bytes) -> tuple[Pod, Container]:
     Raises WireError.
     """
     request = Fields(payload)
-    pod, container = request.message(1), request.message(2)
+    pod, container = request.message(1), request.joined(2)
     if pod is None or container is None:
         raise WireError("a request has no pod or no container")
-    return _pod(pod), _container(container)
+    return _pod(pod), parse_container(container)
 
 
 def parse_adjusted_listener(payload: bytes) -> str:
@@ -205,14 +219,12 @@ def _pod(pod: Fields) -> Pod:
 def _container(container: Fields) -> Container:
     linux = container.message(11)
     policy = linux.joined(8) if linux is not None else None
-    profile = linux.message(7) if linux is not None else None
     return Container(
         container.text(1),
         container.text(2),
         container.text(3),
         container.number(4),
         _policy(policy) if policy is not None else None,
-        policy is None and profile is not None and profile.number(1) != _UNCONFINED,
         _memlock(container),
         container.strings(6),
     )

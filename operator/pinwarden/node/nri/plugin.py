@@ -47,7 +47,14 @@ _REGISTRATION_SECONDS: Final = 5.0
 _RECEIVE_BYTES: Final = 64 << 10
 _REPORT_SECONDS: Final = 0.05
 """How long a call of the runtime may wait for the report of older containers."""
-_EVENTS: Final = (Event.CREATE_CONTAINER, Event.VALIDATE_CONTAINER_ADJUSTMENT)
+_MOST_BYTES: Final = 128 << 10
+_MOST_SECONDS: Final = 1.0
+"""The bytes of a container from before, and the time for all of them, that the plugin can afford.
+
+An author chooses the size of arguments and variables, and the runtime waits for 2 s. Containers
+beyond are omitted from the reasons of ungated containers.
+"""
+_EVENTS: Final = tuple(Event)
 _WITH_PROCESSES: Final = (State.CREATED, State.PAUSED, State.RUNNING)
 _log = logging.getLogger(__name__)
 
@@ -83,7 +90,8 @@ class Plugin:
         self._found: list[bytes] = []
         self._unseen: set[str] = set()
         """The containers with lowered limits that the runtime has not named yet."""
-        self._running = self._gated = 0
+        self._running = self._gated = self._omitted = 0
+        self._spent = 0.0
         self._pods: dict[str, Pod] = {}
         self.node = NodePods()
         """The pods of the newest configuration."""
@@ -101,6 +109,7 @@ class Plugin:
             "Synchronize": self._synchronize,
             "CreateContainer": self._create,
             "ValidateContainerAdjustment": self._validate,
+            "StateChange": self._forget,
         }
         request = messages.register(NAME, INDEX, _REGISTRATION_SECONDS)
         self._connection.sendall(encode(Message(RUNTIME, 1, REQUEST, request)))
@@ -174,7 +183,15 @@ class Plugin:
         """
         part = messages.parse_synchronize(payload)
         self._pods.update((pod.id, pod) for pod in part.pods)
-        self._parts += part.containers
+        began = time.monotonic()
+        for container in part.containers:
+            spent = self._spent + time.monotonic() - began
+            if len(container) > _MOST_BYTES or spent > _MOST_SECONDS:
+                self._omitted += 1
+                continue
+            with self._guard.item("request"):
+                self._parts.append(messages.compact(container))
+        self._spent += time.monotonic() - began
         if not part.more:
             self._found, self._parts = self._parts, []
             self._unseen = set(self._lowered)
@@ -188,6 +205,8 @@ class Plugin:
                 self._report(messages.parse_container(self._found.pop()))
         if not self._found:
             _log.info("%d containers run, %d of them with the gate", self._running, self._gated)
+            if self._omitted:
+                _log.warning("%d more containers have too large requests", self._omitted)
             for identity in self._unseen & self._lowered.keys():
                 del self._lowered[identity]
             self._pods = {}
@@ -202,7 +221,7 @@ class Plugin:
             limits = memlock.found(pod, container, self._rules.inherited)
             if limits is not None:
                 self._remember(container, limits)
-        if container.policy is not None and container.policy.listener_path == LISTENER_PATH:
+        if _is_gated(container):
             self._gated += 1
         elif pod is not None:
             decision = self._rules.decide(pod, container, self.node)
@@ -218,19 +237,34 @@ class Plugin:
             )
         self._adjusted = None
         pod, container = messages.parse_create(payload)
-        decision = self._rules.decide(pod, container, self.node, gate_runs=self._gate_runs())
+        decision = self._rules.decide(pod, container, self.node, gate_runs=self._gate_is_there())
         if decision.policy is not None:
             _log.debug("%s starts with the gate", _named(pod, container))
         elif decision.wanted:
             self._start_ungated(pod, container, decision.reason)
         else:
             _log.debug("%s keeps its policy: %s", _named(pod, container), decision.reason)
-        limits = self._lower(pod, container, gated=decision.policy is not None)
+        limits = self._lower(pod, container, gated=_is_gated(container) or bool(decision.policy))
         if decision.policy is None and limits is None:
             return b""
         self._adjusted, self._gates = (pod, container), decision.policy is not None
         noted = {memlock.ANNOTATION: memlock.annotation(self._rules.inherited)} if limits else {}
         return messages.adjust(decision.policy, limits, noted)
+
+    def _gate_is_there(self) -> bool:
+        """Return whether a gate runs. A gate whose lock cannot be read counts as ended."""
+        try:
+            return self._gate_runs()
+        except OSError as error:
+            _log.warning("cannot see whether a gate runs: %s", error)
+            return False
+
+    def _forget(self, payload: bytes) -> bytes:
+        """Forget a removed container."""
+        identity = messages.parse_removed(payload)
+        self._lowered.pop(identity, None)
+        self.ungated.pop(identity, None)
+        return b""
 
     def _lower(self, pod: Pod, container: Container, *, gated: bool) -> Limits | None:
         """Return the lowered RLIMIT_MEMLOCK of a new container, None if its limits stay.
@@ -278,6 +312,11 @@ class Plugin:
         self.ungated[container.id] = reason
         while len(self.ungated) > MOST_UNGATED:
             self.ungated.popitem(last=False)
+
+
+def _is_gated(container: Container) -> bool:
+    """Return whether the container's own policy has the gate."""
+    return container.policy is not None and container.policy.listener_path == LISTENER_PATH
 
 
 def _named(pod: Pod, container: Container) -> str:

@@ -5,7 +5,7 @@ varints and length-delimited fields have a meaning in these messages; fields of 
 skipped. See the encoding of protocol buffers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Final
 
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
@@ -21,13 +21,18 @@ class WireError(ValueError):
 class Fields:
     """The fields of a message by number. An absent field has its default: 0, "" or no items.
 
-    Raises WireError if the bytes are no message, and if a field has another type.
+    With `wanted`, the message has only these fields. Raises WireError if the bytes are no message,
+    and if a field has another type.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, wanted: Container[int] | None = None) -> None:
         self._values: dict[int, list[int | bytes]] = {}
-        for number, value in _fields(data):
+        for number, value in _fields(data, wanted):
             self._values.setdefault(number, []).append(value)
+
+    def encoded(self) -> bytes:
+        """Return the message of these fields."""
+        return encode(self._values)
 
     def number(self, field: int) -> int:
         """Return an unsigned number."""
@@ -59,7 +64,8 @@ class Fields:
 
     def messages(self, field: int) -> "Iterator[Fields]":
         """Yield a repeated message."""
-        yield from map(Fields, self.parts(field))
+        for part in self.parts(field):
+            yield Fields(part)
 
     def parts(self, field: int) -> tuple[bytes, ...]:
         """Return a repeated message, encoded."""
@@ -86,7 +92,7 @@ def _bytes(field: int, value: int | bytes) -> bytes:
     return value
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(data: bytes, wanted: Container[int] | None) -> Iterator[tuple[int, int | bytes]]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -95,7 +101,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise WireError("a field has the number 0")
         if kind == _VARINT:
             value, at = _varint(data, at)
-            yield number, value
+            if wanted is None or number in wanted:
+                yield number, value
             continue
         if kind == _BYTES:
             length, at = _varint(data, at)
@@ -105,7 +112,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise WireError(f"field {number} has the unknown type {kind}")
         if at + length > len(data):
             raise WireError(f"field {number} is cut off")
-        if kind == _BYTES:
+        if kind == _BYTES and (wanted is None or number in wanted):
             yield number, data[at : at + length]
         at += length
 

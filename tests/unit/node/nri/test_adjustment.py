@@ -294,8 +294,7 @@ def test_limits_of_a_gated_container_stay_while_its_pod_is_unknown() -> None:
 
 
 def test_limits_of_an_ungateable_container_are_lowered() -> None:
-    withheld = Container("id", "sandbox", "main", 1, None, withheld=True)
-    assert rules().memlock(pod("limited"), withheld, LIMITED, gated=False) == Limits(500, 500)
+    assert rules().memlock(pod("limited"), UNCONFINED, LIMITED, gated=False) == Limits(500, 500)
 
 
 JSON = st.recursive(

@@ -123,11 +123,11 @@ def test_plugin_at_its_start_registers() -> None:
     assert (Fields(payload).text(1), Fields(payload).text(2)) == ("pinwarden", "90")
 
 
-def test_configured_plugin_subscribes_to_creation_and_validation(runtime: Runtime) -> None:
+def test_configured_plugin_subscribes_to_creation_validation_and_removal(runtime: Runtime) -> None:
     answer = runtime.call(
         "Configure", message({2: "containerd", 3: "v2.4.2", 5: 2000, 6: "v0.12.3"})
     )
-    assert answer.number(2) == 1 << 3 | 1 << 13
+    assert answer.number(2) == 1 << 3 | 1 << 10 | 1 << 13
 
 
 @pytest.mark.rule("H1")
@@ -145,14 +145,55 @@ def test_runtime_that_does_not_pass_policies_gets_no_answer(
         runtime.plugin.turn(1)
 
 
-def test_container_with_a_withheld_policy_is_not_adjusted(runtime: Runtime) -> None:
-    withheld = message({1: "id", 2: "sandbox", 3: "main", 4: 1, 11: message({7: message({1: 2})})})
-    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: withheld}))
-    assert answer.message(1) is None
-    assert runtime.plugin.ungated == {"id": "the runtime does not pass its policy"}
-    unconfined = message({1: "id", 2: "sandbox", 3: "main", 11: message({7: message({1: 1})})})
-    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: unconfined}))
+@pytest.mark.parametrize("profile", [0, 1, 2])
+def test_container_without_a_policy_is_gated_whatever_its_profile_says(
+    runtime: Runtime, profile: int
+) -> None:
+    """The runtime applies no policy to a privileged container, also with RuntimeDefault."""
+    linux = message({7: message({1: profile})})
+    privileged = message({1: "id", 2: "sandbox", 3: "main", 4: 1, 11: linux})
+    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: privileged}))
     assert answer.message(1) is not None
+    assert not runtime.plugin.ungated
+
+
+@pytest.mark.rule("P14")
+def test_removed_container_is_forgotten(runtime: Runtime) -> None:
+    runtime.plugin.ungated |= {"id": "a reason", "other": "a reason"}
+    runtime.lowered |= dict.fromkeys(["id", "other"], LoweredLimits("pod", INHERITED, APPLIED))
+    for event in (10, 11):
+        assert set(runtime.lowered) == set(runtime.plugin.ungated) == {"id", "other"}
+        change = message({1: event, 2: pod("new"), 3: container(POLICY)})
+        runtime.call("StateChange", change)
+    assert set(runtime.lowered) == set(runtime.plugin.ungated) == {"other"}
+
+
+def test_container_with_a_huge_environment_is_omitted_from_the_report(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its author must not fill the memory of the plugin."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr("pinwarden.node.nri.plugin._MOST_BYTES", 4096)
+    huge = container(None, state=3) + message({8: ["A=" + "x" * 8192]})
+    small = container(None, state=3) + message({8: ["A=" + "x" * 1000]})
+    runtime.call("Synchronize", message({1: [pod("new")], 2: [huge, small]}))
+    assert sum(map(len, runtime.plugin._found)) < 100
+    runtime.plugin.turn(0)
+    assert "1 containers run, 0 of them with the gate" in caplog.text
+    assert "1 more containers have too large requests" in caplog.text
+
+
+@pytest.mark.rule("H1")
+def test_gate_whose_lock_cannot_be_read_counts_as_ended(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> bool:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(runtime.plugin, "_gate_runs", fail)
+    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: container(POLICY)}))
+    assert answer.message(1) is None
+    assert runtime.plugin.ungated == {"id": NO_GATE}
 
 
 def test_container_that_comes_before_its_pod_is_found(runtime: Runtime) -> None:
@@ -416,3 +457,14 @@ def test_number_of_lowered_containers_is_bounded(runtime: Runtime) -> None:
     assert len(runtime.lowered) == MOST_LOWERED
     assert "id" in runtime.lowered
     assert "0" not in runtime.lowered
+
+
+@pytest.mark.rule("P5")
+def test_limits_of_a_container_with_an_own_profile_of_the_gate_stay_while_its_pod_is_unknown(
+    runtime: Runtime,
+) -> None:
+    runtime.plugin.node = NodePods(unknown=0)
+    own = container({1: "SCMP_ACT_ALLOW", 5: LISTENER_PATH})
+    answer = runtime.call("CreateContainer", message({1: pod("new"), 2: own}))
+    assert answer.message(1) is None
+    assert not runtime.lowered
