@@ -89,6 +89,11 @@ class Gated:
     def node(self) -> Node:
         return self.site.nodes[0]
 
+    def install(self, *options: str) -> None:
+        """Install pinwarden, whose plugin may not be registered yet."""
+        fixed = ("--create-namespace", *WAIT, "--set=operator.replicas=1")
+        self.site.helm("install", RELEASE[0], str(chart.CHART), *RELEASE[1:], *fixed, *options)
+
     def apply(self, *objects: dict[str, Any]) -> None:
         whole = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.site.kubectl("apply", "-f", "-", stdin=json.dumps(whole))
@@ -202,8 +207,7 @@ def gated() -> Iterator[Gated]:
             }
         )
         made.site.kubectl("-n", NAMESPACE, "rollout", "status", "deploy/before", "--timeout=300s")
-        options = ("--create-namespace", *WAIT, "--set=operator.replicas=1")
-        made.site.helm("install", RELEASE[0], str(chart.CHART), *RELEASE[1:], *options)
+        made.install()
         made.apply(LIMIT)
         until(made.registered, "the plugin is registered at containerd")
         yield made

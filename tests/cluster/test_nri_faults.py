@@ -26,7 +26,7 @@ from .faulty import (
     mount_host,
     python,
 )
-from .test_install import RELEASE, WAIT, Site
+from .test_install import RELEASE, Site
 from .test_nri import LIMIT, NAMESPACE, PAGES, container, pod
 
 
@@ -42,8 +42,7 @@ def faulty() -> Iterator[Faulty]:
             script = f"mkdir -p {folder} && cat > {folder}/{name}.json"
             done = made.node.exec(["sh", "-c", f"{script} <<'E'\n{json.dumps(profile)}\nE"])
             assert done.returncode == 0
-        options = ("--create-namespace", *WAIT, "--set=operator.replicas=1")
-        made.site.helm("install", RELEASE[0], str(chart.CHART), *RELEASE[1:], *options)
+        made.install()
         made.apply(LIMIT)
         until(made.registered, "the plugin is registered at containerd")
         yield made

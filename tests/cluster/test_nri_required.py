@@ -65,9 +65,7 @@ def closed() -> Iterator[Gated]:
     with Cluster() as cluster:
         made = Gated(Site(cluster))
         made.site.kubectl("create", "namespace", NAMESPACE)
-        options = ("--create-namespace", *WAIT, "--set=operator.replicas=1")
-        gate = ("--set-string=gate.mode=Governed", f"--set=gate.nri.tolerationAnnotation={KEY}")
-        made.site.helm("install", RELEASE[0], str(chart.CHART), *RELEASE[1:], *options, *gate)
+        made.install(f"--set=gate.nri.tolerationAnnotation={KEY}")
         made.apply(LIMIT)
         write(made, "/etc/containerd/config.toml", REQUIRED, append=True)
         made.node.kill("containerd")

@@ -13,10 +13,10 @@ import pytest
 from cluster import chart
 from cluster.cluster import Cluster
 from cluster.image import NAME
-from cluster.node import Node
 
 from ..waiting import until
-from .test_install import RELEASE, WAIT, Site
+from .test_install import Site
+from .test_nri import Gated
 
 NAMESPACE = "rlimits"
 MIB = 1 << 20
@@ -76,19 +76,8 @@ def pod(name: str, limited_by: str, security: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class Limited:
+class Limited(Gated):
     """The cluster, and pods that print their RLIMIT_MEMLOCK whenever it changes."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-
-    @property
-    def node(self) -> Node:
-        return self.site.nodes[0]
-
-    def apply(self, *objects: dict[str, Any]) -> None:
-        whole = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        self.site.kubectl("apply", "-f", "-", stdin=json.dumps(whole))
 
     def limits(self, name: str) -> list[tuple[int, int]]:
         """The limits of the pod's process since its start."""
@@ -132,9 +121,7 @@ def limited() -> Iterator[Limited]:
         folder = Path("/var/lib/kubelet/seccomp")
         profile = f"cat > {folder}/foreign.json <<'E'\n{json.dumps(FOREIGN)}\nE"
         assert made.node.exec(["sh", "-c", f"mkdir -p {folder} && {profile}"]).returncode == 0
-        options = ("--create-namespace", *WAIT, "--set=operator.replicas=1")
-        gate = "--set-string=gate.mode=Governed"
-        made.site.helm("install", RELEASE[0], str(chart.CHART), *RELEASE[1:], *options, gate)
+        made.install()
         made.apply(limit("small", "1Mi"), limit("large", "64Mi"))
         until(made.registered, "the plugin is registered at containerd")
         yield made
