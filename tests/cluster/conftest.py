@@ -14,9 +14,12 @@ from ..ordering import put_first
 Kubectl = Callable[..., str]
 LONGEST = (
     "test_values",
+    "test_nri_faults",
+    "test_nri",
     "test_shared",
     "test_reports",
     "test_install",
+    "test_nri_required",
     "test_faults",
     "test_gate",
     "test_leftovers",
