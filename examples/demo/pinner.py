@@ -23,6 +23,7 @@ def say(text: str) -> None:
 
 def wait_for_a_limit() -> None:
     """Return when RLIMIT_MEMLOCK differs from the usual value of container runtimes."""
+    say(f"waiting until RLIMIT_MEMLOCK is not {RUNTIME_BYTES} bytes")
     while (limit := resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]) == RUNTIME_BYTES:
         time.sleep(0.1)
     say(f"RLIMIT_MEMLOCK is {limit} bytes")
