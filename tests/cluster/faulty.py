@@ -11,7 +11,7 @@ from cluster.errors import ClusterError
 from cluster.install import ROOT
 
 from ..waiting import until
-from .test_nri import NAMESPACE, PAGES, Gated, container, pod
+from .test_nri import FOREIGN, NAMESPACE, PAGES, Gated, container, pod
 
 FREE = "free"
 PROGRAMS = ROOT / "tests/cluster/programs"
@@ -26,11 +26,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "listenerPath": "/run/other/seccomp.sock",
         "syscalls": [{"names": ["swapoff"], "action": "SCMP_ACT_NOTIFY"}],
     },
-    "default-errno": {
-        "defaultAction": ALLOW,
-        "defaultErrnoRet": 38,
-        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}],
-    },
+    "default-errno": FOREIGN,
 }
 LOCK = (
     "import ctypes, mmap; libc = ctypes.CDLL(None, use_errno=True);"

@@ -6,7 +6,7 @@ Each pod's first act is to lock all it can, in four processes at once. The limit
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -88,6 +88,12 @@ class Gated:
     @property
     def node(self) -> Node:
         return self.site.nodes[0]
+
+    def add_profile(self, name: str, profile: Mapping[str, object]) -> None:
+        """Write a seccomp profile that pods of the node can name."""
+        folder = "/var/lib/kubelet/seccomp"
+        script = f"mkdir -p {folder} && cat > {folder}/{name}.json <<'E'\n{json.dumps(profile)}\nE"
+        assert self.node.exec(["sh", "-c", script]).returncode == 0
 
     def install(self, *options: str) -> None:
         """Install pinwarden, whose plugin may not be registered yet."""
@@ -184,12 +190,8 @@ def gated() -> Iterator[Gated]:
     with Cluster() as cluster:
         made = Gated(Site(cluster))
         made.site.kubectl("create", "namespace", NAMESPACE)
-        for name, profile in {"custom": CUSTOM, "foreign": FOREIGN}.items():
-            path = f"/var/lib/kubelet/seccomp/{name}.json"
-            script = (
-                f"mkdir -p /var/lib/kubelet/seccomp && cat > {path} <<'E'\n{json.dumps(profile)}\nE"
-            )
-            assert made.node.exec(["sh", "-c", script]).returncode == 0
+        made.add_profile("custom", CUSTOM)
+        made.add_profile("foreign", FOREIGN)
         sleeper = container("main", {})
         sleeper["command"] = ["python3", "-c", "import signal; signal.pause()"]
         before = pod("before", sleeper)

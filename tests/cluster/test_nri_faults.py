@@ -38,10 +38,7 @@ def faulty() -> Iterator[Faulty]:
         for namespace in (NAMESPACE, FREE):
             made.site.kubectl("create", "namespace", namespace)
         for name, profile in PROFILES.items():
-            folder = "/var/lib/kubelet/seccomp"
-            script = f"mkdir -p {folder} && cat > {folder}/{name}.json"
-            done = made.node.exec(["sh", "-c", f"{script} <<'E'\n{json.dumps(profile)}\nE"])
-            assert done.returncode == 0
+            made.add_profile(name, profile)
         made.install()
         made.apply(LIMIT)
         until(made.registered, "the plugin is registered at containerd")

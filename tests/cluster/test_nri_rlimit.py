@@ -5,7 +5,6 @@ and its inherited limits after the limit is deleted (P14).
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from cluster.image import NAME
 
 from ..waiting import until
 from .test_install import Site
-from .test_nri import Gated
+from .test_nri import FOREIGN, Gated
 
 NAMESPACE = "rlimits"
 MIB = 1 << 20
@@ -33,11 +32,6 @@ for number in itertools.count():
     last = now
     time.sleep(0.1)
 """
-FOREIGN = {
-    "defaultAction": "SCMP_ACT_ALLOW",
-    "defaultErrnoRet": 38,
-    "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}],
-}
 PROFILES: dict[str, dict[str, Any]] = {
     "silent": {},
     "privileged": {"privileged": True},
@@ -118,9 +112,7 @@ def limited() -> Iterator[Limited]:
     with Cluster() as cluster:
         made = Limited(Site(cluster))
         made.site.kubectl("create", "namespace", NAMESPACE)
-        folder = Path("/var/lib/kubelet/seccomp")
-        profile = f"cat > {folder}/foreign.json <<'E'\n{json.dumps(FOREIGN)}\nE"
-        assert made.node.exec(["sh", "-c", f"mkdir -p {folder} && {profile}"]).returncode == 0
+        made.add_profile("foreign", FOREIGN)
         made.install()
         made.apply(limit("small", "1Mi"), limit("large", "64Mi"))
         until(made.registered, "the plugin is registered at containerd")
