@@ -1,4 +1,4 @@
-"""Where the last configuration lies, and its version. Standard library only, for small readers."""
+"""The path and the version of the last configuration. Standard library only, for small readers."""
 
 from pathlib import Path
 from typing import Final
