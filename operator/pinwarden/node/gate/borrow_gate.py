@@ -4,9 +4,12 @@ A continued call is *in flight* until it has returned (`caller.SyscallExit`). It
 not show in `/proc`, so the range is added to the mapped ranges, each byte once. If a call fits only
 without the calls in flight, the call waits for them for a while.
 
-The object of a call is read in a thread (`map_targets`). If the object cannot be read, the call is
-allowed: most mappings belong to no group, and the accountant sees each mapping later. If the object
-belongs to a group, and the rest cannot be read in time, the call is denied.
+The object of a call is read in a thread (`map_targets`). If a member's read does not end in time,
+the call is denied: the member itself can delay the read, which waits for the lock of its address
+space. The call is also denied if a member's mapping at an address cannot be read. Other calls with
+an unknown object are allowed: most mappings belong to no group, and the accountant sees each
+mapping later. If the object belongs to a group, and the rest cannot be read in time, the call is
+denied.
 
 On a node whose groups deny nothing, this gate reads no file of any process.
 """
@@ -21,7 +24,7 @@ from pinwarden.api.nodepinconfig import NodeGroup
 from pinwarden.node.gate import map_requests
 from pinwarden.node.gate.async_reads import AsyncRead, ReadPool
 from pinwarden.node.gate.borrow_rules import CALLS_IN_FLIGHT, BorrowDenial, BorrowRules, ObjectRange
-from pinwarden.node.gate.map_requests import MapRequest
+from pinwarden.node.gate.map_requests import MapRequest, NamedBy
 from pinwarden.node.gate.map_targets import MapTarget, mapped, target
 from pinwarden.node.gate.pod_limits import PodLimits
 from pinwarden.node.linux.procfs import command
@@ -105,8 +108,10 @@ class BorrowGate:
         try:
             denial = self._decide(check, pod, end_returned)
         except OSError as error:
-            denial = self._unknown(check, str(error))
-            denial = replace(denial, final=denial.group is None)
+            denial = self._unknown(check, pod, str(error))
+            if check.target is None and check.request.by is not NamedBy.ADDRESS:
+                denial = replace(denial, allowed=True)
+            denial = replace(denial, final=denial.allowed)
         if denial is None:
             self.settle(check)
         return denial
@@ -146,12 +151,12 @@ class BorrowGate:
         if now < rate.due:
             rate.left_out += 1
             return
+        outcome = "allowed" if denial.allowed else "denied"
         _log.warning(
-            "%s: pod %s, process %r (%d): %s; asked %s, mapped %s, limit %s bytes; "
-            "%d more lines left out",
-            f"a mapping of group {name} is denied"
-            if name
-            else "a mapping of an unknown object is allowed",
+            "a mapping of %s is %s: pod %s, process %r (%d): %s; "
+            "asked %s, mapped %s, limit %s bytes; %d more lines left out",
+            f"group {name}" if name else "an unknown object",
+            outcome,
             pod,
             command(self._proc_root, notification.tid),
             notification.tid,
@@ -174,7 +179,7 @@ class BorrowGate:
         if check.target is None:
             check.target = check.target_read.get(lambda: target(root, tid, check.request, rules))
             if check.target is None:
-                return self._unknown(check, "its object is still being read")
+                return self._unknown(check, pod, "its object is still being read")
         wanted = check.target.range
         groups = rules.groups_of(wanted.object) if wanted else ()
         if wanted is None or not groups:
@@ -189,16 +194,16 @@ class BorrowGate:
             end_returned(list(self._in_flight.get(pod, ())))
             in_flight = self._in_flight.get(pod, {})
             if len(in_flight) >= MAX_IN_FLIGHT:
-                return self._unknown(check, CALLS_IN_FLIGHT)
+                return self._unknown(check, pod, CALLS_IN_FLIGHT)
             check.in_flight = tuple(in_flight.values())
         paths = self._pods.cgroup_paths(pod)
         read = check.mapped_read.get(lambda: (rules, mapped(root, paths, rules.region_filter)))
         if read is None:
-            return self._unknown(check, "the pod's mappings are still being read")
+            return self._unknown(check, pod, "the pod's mappings are still being read")
         before, check.in_flight = check.in_flight, None
         rules_of_read, mapped_ranges = read
         if rules_of_read is not rules:
-            return self._unknown(check, "the groups have changed")
+            return self._unknown(check, pod, "the groups have changed")
         pending = None
         if None not in before:
             pending = [item for ranges in before if ranges for item in ranges]
@@ -209,8 +214,10 @@ class BorrowGate:
             check.ranges = (wanted,)
         return None
 
-    def _unknown(self, check: BorrowCheck, reason: str) -> BorrowDenial:
+    def _unknown(self, check: BorrowCheck, pod: str, reason: str) -> BorrowDenial:
         """Return a denial for missing data."""
         wanted = check.target.range if check.target else None
         groups = self._rules.groups_of(wanted.object) if wanted else ()
-        return BorrowDenial(next(iter(groups), None), errno.ENOMEM, reason, final=False)
+        group = next(iter(groups), None)
+        allowed = group is None and not self._rules.has_member(pod)
+        return BorrowDenial(group, errno.ENOMEM, reason, final=False, allowed=allowed)

@@ -39,7 +39,7 @@ class BorrowDenial:
     """Why a call is not allowed now, by which group. `group` is None if the object is not known.
 
     Unless a denial is `final`, the next check may allow the same call. `not_member` is true for a
-    pod outside the group. Amounts are in bytes.
+    pod outside the group. With `allowed`, the call is continued all the same. Amounts are in bytes.
     """
 
     group: NodeGroup | None
@@ -47,6 +47,7 @@ class BorrowDenial:
     reason: str
     final: bool = True
     not_member: bool = False
+    allowed: bool = False
     asked: int | None = None
     mapped: int | None = None
     limit: int | None = None
@@ -93,6 +94,10 @@ class BorrowRules:
     def size(self, segment: ObjectId) -> int:
         """Return the bytes of a group's System V segment, 1 if its size is not known."""
         return self._sizes.get(segment, 1)
+
+    def has_member(self, pod: str) -> bool:
+        """Return whether a pod is a member of any group."""
+        return any(pod in limits for limits in self._limits.values())
 
     def check_member(self, group: NodeGroup, pod: str) -> BorrowDenial | None:
         """Return a denial if a pod is not a member of a group."""

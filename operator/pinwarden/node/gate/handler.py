@@ -261,7 +261,7 @@ class NotificationHandler:
                 return Retry(_POLL_SECONDS)
             if not denial.final and not pending.expired(WaitReason.BORROW, now):
                 return Retry(pending.next_retry())
-            if denial.group is not None:
+            if not denial.allowed:
                 return Fail(denial.error, denial)
             self._borrow_gate.log(denial, pending.notification, pending.pod, now)
             self._borrow_gate.settle(check)

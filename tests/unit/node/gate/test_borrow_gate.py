@@ -134,6 +134,11 @@ def test_settled_call_is_decided_again_after_a_change_of_groups(gate: BorrowGate
     assert decided(gate, check) is not None
 
 
+def unreadable(request: MapRequest) -> MapTarget:
+    raise PermissionError(errno.EACCES, "unreadable")
+
+
+@pytest.mark.rule("M8")
 def test_unreadable_pod_denies_only_mappings_of_known_group_objects(
     gate: BorrowGate, pods: OnePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,19 +146,34 @@ def test_unreadable_pod_denies_only_mappings_of_known_group_objects(
     denial = decided(gate, begun(gate, 0, 1))
     assert denial is not None
     assert denial.group is not None
-    assert (denial.error, denial.final) == (errno.ENOMEM, False)
-
-    def unreadable(request: MapRequest) -> MapTarget:
-        raise PermissionError(errno.EACCES, "unreadable")
-
+    assert (denial.error, denial.final, denial.allowed) == (errno.ENOMEM, False, False)
     replace_target(monkeypatch, unreadable)
     denial = decided(gate, begun(gate, 0, 1))
     assert denial is not None
     assert denial.group is None
     assert denial.final
+    assert denial.allowed
 
 
-def test_file_with_a_silent_server_delays_no_other_pod(
+@pytest.mark.rule("M8")
+def test_growth_of_a_members_unreadable_mapping_waits_and_is_not_allowed(
+    gate: BorrowGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_target(monkeypatch, unreadable)
+    check = gate.begin(call("mremap", PAGE, PAGE, 2 * PAGE, 1), "pod")
+    assert check is not None
+    denial = decided(gate, check)
+    assert denial is not None
+    assert (denial.error, denial.final, denial.allowed) == (errno.ENOMEM, False, False)
+    denial = decided(gate, check, "other")
+    assert denial is not None
+    assert (denial.final, denial.allowed) == (True, True)
+    replace_target(monkeypatch, lambda request: map_targets.NOTHING)
+    assert decided(gate, check) is None
+
+
+@pytest.mark.rule("M8")
+def test_unfinished_read_denies_a_mapping_of_members_only(
     gate: BorrowGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = threading.Event()
@@ -164,9 +184,10 @@ def test_file_with_a_silent_server_delays_no_other_pod(
 
     replace_target(monkeypatch, hangs)
     check = begun(gate, 0, 1)
-    denial = gate.decide(check, "pod", lambda tids: None)
-    assert denial is not None
-    assert (denial.group, denial.final) == (None, False)
+    for pod, allowed in (("pod", False), ("other", True)):
+        denial = gate.decide(check, pod, lambda tids: None)
+        assert denial is not None
+        assert (denial.group, denial.final, denial.allowed) == (None, False, allowed)
     answers.set()
     assert decided(gate, check) is None
 

@@ -24,6 +24,8 @@ from pinwarden.node.gate.publisher import GatePublisher
 from pinwarden.node.linux.seccomp_notify import Listener, Notification
 from pinwarden.node.state.gate_status import load
 
+from .mappings import EXTENT, call, group
+
 PAGE = 4096
 ONE, OTHER = ContainerRef("one", "main"), ContainerRef("other", "main")
 
@@ -158,6 +160,37 @@ def test_read_after_the_wait_for_the_rlimit_has_its_full_time(tmp_path: Path) ->
         while handler.handle(request, late) > 0.0:
             pass
         assert caller.continued == [1]
+        handler.close()
+
+
+@pytest.mark.rule("M8")
+def test_member_that_delays_the_read_of_its_mappings_cannot_grow_them(tmp_path: Path) -> None:
+    process(tmp_path, 5)
+    maps = tmp_path / "5" / "maps"
+    os.mkfifo(maps)  # opening it waits
+    with closing(Journal(tmp_path / "journal")) as journal:
+        handler = NotificationHandler(
+            journal,
+            cast(PodLimits, TwoPods()),
+            tmp_path,
+            GatePublisher(tmp_path / "gate.json"),
+            Guard(["call"]),
+        )
+        handler.configure([group(members=[{"pods": ["one"], "borrowLimit": PAGE}])])
+        handler.set_objects({"g": EXTENT})
+        answers = {}
+        for ref in (ONE, OTHER):
+            caller = answers[ref] = Caller(valid=True)
+            origin = ContainerListener(1, caller, GatedContainer("x", ref, "", b""))
+            growth = call("mremap", PAGE, PAGE, 2 * PAGE, 1, tid=5)
+            request = handler.receive(1, growth, origin, 0.0)
+            assert handler.handle(request, 1.0) > 0.0
+            assert handler.handle(request, 1.0 + 1.1 * RETURN_SECONDS) == 0.0
+        assert (answers[ONE].failed, answers[ONE].continued) == ([errno.ENOMEM], [])
+        assert (answers[OTHER].failed, answers[OTHER].continued) == ([], [1])
+        waiting = maps.rename(tmp_path / "waiting")
+        maps.write_text("")
+        os.close(os.open(waiting, os.O_RDWR))  # the reads end
         handler.close()
 
 
