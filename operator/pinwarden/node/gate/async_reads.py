@@ -2,28 +2,32 @@
 
 A read of `smaps` or of `/proc/PID/mem` waits for the lock of the address space. The threads of the
 process can keep this lock for long: a fork of much memory, a page on a hanging file system.
+
+A pool has no maximum of its own, because pods that share one could use up the threads of others.
+`ThreadPoolExecutor` starts a thread only if none is idle.
 """
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 
+READS_PER_POD = 8
+_UNBOUNDED = 2**31
 _MOMENT_SECONDS = 0.0005
 _Result = TypeVar("_Result")
 
 
 class ReadPool:
-    """Threads for reads. A pod may occupy at most `per_pod` of them."""
+    """Threads for reads. A pod may occupy at most READS_PER_POD of them."""
 
-    def __init__(self, threads: int, per_pod: int, name: str) -> None:
-        self._executor = ThreadPoolExecutor(threads, name)
-        self._per_pod = per_pod
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(_UNBOUNDED, name)
         self._running: dict[str, set[Future[Any]]] = {}
 
     def submit(self, pod: str, read: Callable[[], _Result]) -> "Future[_Result] | None":
         """Start a read and return its future, or None while the pod occupies all of its threads."""
         running = {future for future in self._running.get(pod, ()) if not future.done()}
-        if len(running) >= self._per_pod:
+        if len(running) >= READS_PER_POD:
             return None
         future = self._executor.submit(read)
         self._running[pod] = running | {future}

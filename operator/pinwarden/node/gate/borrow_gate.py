@@ -32,7 +32,6 @@ from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.shm.objects import ObjectSet
 
 MAX_IN_FLIGHT = 64
-READERS, READERS_PER_POD = 32, 8
 BETWEEN_LINES_SECONDS = 1.0
 Ranges = tuple[ObjectRange, ...] | None
 """The ranges that a call maps. None stands for any ranges."""
@@ -74,7 +73,7 @@ class BorrowGate:
     def __init__(self, proc_root: Path, pods: PodLimits) -> None:
         self._proc_root = proc_root
         self._pods = pods
-        self._read_pool = ReadPool(READERS, READERS_PER_POD, "borrow")
+        self._read_pool = ReadPool("borrow")
         self._groups: tuple[NodeGroup, ...] = ()
         self._objects: Mapping[str, ObjectSet] = {}
         self._rules = BorrowRules()

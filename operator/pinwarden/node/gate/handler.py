@@ -44,7 +44,6 @@ from pinwarden.node.linux.seccomp_notify import Notification
 from pinwarden.node.shm.objects import ObjectSet
 
 MAX_IN_FLIGHT = 64
-READERS, READERS_PER_POD = 64, 8
 _POLL_SECONDS = 0.01
 _MOST = 2**62
 _CHANGEABLE = "a call at the limit depends on calls in flight that do not return"
@@ -72,7 +71,7 @@ class NotificationHandler:
         self._publisher = publisher
         self._budgets = Budgets()
         self._borrow_gate = BorrowGate(proc_root, pods)
-        self._read_pool = ReadPool(READERS, READERS_PER_POD, "reader")
+        self._read_pool = ReadPool("reader")
         self._exits: dict[int, tuple[int, SyscallExit]] = {}
         self._unlisted_deadlines: dict[str, float] = {}
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pinwarden.node.gate.async_reads import AsyncRead, ReadPool
+from pinwarden.node.gate.async_reads import READS_PER_POD, AsyncRead, ReadPool
 
-THREADS, OF_A_POD = 4, 2
+PODS = 50
 
 
 @pytest.fixture
 def readers() -> Iterator[ReadPool]:
-    readers = ReadPool(THREADS, OF_A_POD, "reader")
+    readers = ReadPool("reader")
     yield readers
     readers.close()
 
@@ -25,17 +25,20 @@ def read(async_read: AsyncRead[int], says: Callable[[], int]) -> int:
 
 
 @pytest.mark.rule("P5")
-def test_pod_with_hanging_reads_occupies_only_its_own_threads(readers: ReadPool) -> None:
+def test_pods_with_hanging_reads_occupy_only_their_own_threads(readers: ReadPool) -> None:
     ends = threading.Event()
 
     def hangs() -> int:
         return int(ends.wait(60))
 
-    for _ in range(3 * THREADS):
-        assert AsyncRead[int](readers, "hanging").get(hangs) is None
+    before = threading.active_count()
+    for number in range(PODS):
+        for _ in range(READS_PER_POD + 1):
+            assert AsyncRead[int](readers, f"hanging{number}").get(hangs) is None
+    assert threading.active_count() - before == PODS * READS_PER_POD
     assert read(AsyncRead(readers, "quiet"), lambda: 5) == 5
-    readers.forget("hanging")
-    late = AsyncRead[int](readers, "hanging")
+    readers.forget("hanging0")
+    late = AsyncRead[int](readers, "hanging0")
     assert late.get(lambda: 6) is None, "a hanging read stays counted"
     ends.set()
     assert read(late, lambda: 6) == 6
