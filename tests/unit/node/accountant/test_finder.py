@@ -1,6 +1,8 @@
 """Finding objects among open files and mappings with hostile names, over folders like /proc."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,47 @@ def test_ended_first_thread_hides_no_memfd(tmp_path: Path) -> None:
     assert results.count == 1
 
 
+MANY_DESCRIPTORS = 17_000
+HOLDS_MANY = f"""
+import os, resource
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, ({MANY_DESCRIPTORS + 1}, hard))
+other = os.memfd_create("other")
+for number in range(other + 1, {MANY_DESCRIPTORS}):
+    os.dup2(other, number)
+os.dup2(os.memfd_create("pw-last"), {MANY_DESCRIPTORS})
+print("ready", flush=True)
+input()
+"""
+
+
+@pytest.mark.rule("M3")
+def test_many_descriptors_hide_no_memfd() -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDS_MANY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "ready\n"
+        results = Finder(Path("/proc")).find(
+            group({"memfd": {"name": "pw-*"}}), {"p": [holder.pid]}
+        )
+    finally:
+        holder.communicate("\n")
+    assert results.count == 1
+    assert not results.truncated
+
+
+@pytest.mark.rule("H2")
+@pytest.mark.parametrize("backing", [{"memfd": {"name": "pw"}}, {"dmabuf": {"exporter": "pw"}}])
+def test_search_that_takes_too_long_is_no_absence(
+    backing: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "SECONDS", 0.0)
+    with pytest.raises(ObjectsNotFoundError, match="time was too short"):
+        Finder(tmp_path).find(group(backing), {"p": [PID]})
+
+
 UNLINKED = 40960
 A, B = 11, 12
 
@@ -120,7 +163,7 @@ class SharedMemory:
         self, _: Path, pid: int, device: int, deadline: float
     ) -> Iterator[unlinked.UnlinkedObject]:
         self.read.append(pid)
-        for name in unlinked._before(deadline, self.shown.get(pid, ())):
+        for name in processes.before(deadline, self.shown.get(pid, ())):
             inode = self.inodes.setdefault(name, 1 << 40 | len(self.inodes))
             yield unlinked.UnlinkedObject(ObjectId(device, inode), name, UNLINKED)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pinwarden.node.accountant.finder.processes import descriptors, in_time
+from pinwarden.node.accountant.finder.processes import before, by_pod, descriptors, limited_time
 from pinwarden.node.accountant.finder.result import GroupObjects, Pids
 from pinwarden.node.linux.procfs import GONE
 from pinwarden.node.shm.objects import ObjectId
@@ -21,15 +21,18 @@ _SIZE: Final = re.compile(r"^size:\s*(\d+)$", re.MULTILINE)
 
 def find(objects: GroupObjects, proc_root: Path, exporter: str, pids: Pids) -> None:
     """Add the dma-bufs of an exporter. Raises OSError."""
-    for pid in in_time(objects, pids):
-        for number, path, target in descriptors(proc_root, pid):
-            if not target.startswith(_DMABUF):
-                continue
-            with suppress(*GONE):
-                about = os.stat(path)
-                fdinfo = proc_root / str(pid) / "fdinfo" / number
-                text = fdinfo.read_text(errors="surrogateescape")  # a dma-buf may have any name
-                name, size = _EXPORTER.search(text), _SIZE.search(text)
-                if name and size and name[1] == exporter:
-                    objects.add(ObjectId(about.st_dev, about.st_ino), int(size[1]))
-                    objects.dmabuf_devices.add(about.st_dev)
+    with limited_time(objects) as deadline:
+        for pid in by_pod(pids):
+            for number, path, target in before(deadline, descriptors(proc_root, pid)):
+                if target.startswith(_DMABUF):
+                    with suppress(*GONE):
+                        _add(objects, exporter, path, proc_root / str(pid) / "fdinfo" / number)
+
+
+def _add(objects: GroupObjects, exporter: str, path: str, fdinfo: Path) -> None:
+    about = os.stat(path)
+    text = fdinfo.read_text(errors="surrogateescape")  # a dma-buf may have any name
+    name, size = _EXPORTER.search(text), _SIZE.search(text)
+    if name and size and name[1] == exporter:
+        objects.add(ObjectId(about.st_dev, about.st_ino), int(size[1]))
+        objects.dmabuf_devices.add(about.st_dev)

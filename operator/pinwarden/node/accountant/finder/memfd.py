@@ -10,8 +10,10 @@ from typing import Final
 from pinwarden.node.accountant.finder.processes import (
     BLOCK,
     DELETED,
+    before,
+    by_pod,
     descriptors,
-    in_time,
+    limited_time,
     mapping_path,
 )
 from pinwarden.node.accountant.finder.result import GroupObjects, Pids
@@ -29,18 +31,21 @@ _MAPPED: Final = re.compile(
 def find(objects: GroupObjects, proc_root: Path, name: str, pids: Pids) -> None:
     """Add the memfds whose name matches. Raises OSError."""
     pattern = openat2.fnmatch_pattern(name)
-    for pid in in_time(objects, pids):
-        for _, path, target in descriptors(proc_root, pid):
-            if target.startswith(_MEMFD) and fnmatchcase(_name(target), pattern):
-                with suppress(*GONE):
-                    _add(objects, path)
-        _find_mapped(objects, proc_root, pid, pattern)
+    with limited_time(objects) as deadline:
+        for pid in by_pod(pids):
+            for _, path, target in before(deadline, descriptors(proc_root, pid)):
+                if target.startswith(_MEMFD) and fnmatchcase(_name(target), pattern):
+                    with suppress(*GONE):
+                        _add(objects, path)
+            _find_mapped(objects, proc_root, pid, pattern, deadline)
 
 
-def _find_mapped(objects: GroupObjects, proc_root: Path, pid: int, pattern: str) -> None:
+def _find_mapped(
+    objects: GroupObjects, proc_root: Path, pid: int, pattern: str, deadline: float
+) -> None:
     process = ProcessMaps(proc_root, pid)
     seen: set[bytes] = set()
-    for line in process.lines():
+    for line in before(deadline, process.lines()):
         mapping = _MAPPED.match(line)
         if mapping and mapping[3] not in seen and fnmatchcase(os.fsdecode(mapping[4]), pattern):
             with suppress(*GONE):

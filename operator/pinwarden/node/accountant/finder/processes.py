@@ -1,21 +1,25 @@
-"""The processes of member pods and their open files, each read within a limit of time."""
+"""The processes of member pods, their open files and mappings, read within a limit of time.
+
+A pod may have any number of them, so only time bounds a read. A read that ends early is reported:
+the objects that it found are a lower bound (H2).
+"""
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pinwarden.node.accountant.finder.result import GroupObjects, Pids
 from pinwarden.node.linux.procfs import GONE
 
-MOST_DESCRIPTORS: Final = 1 << 14
 SECONDS: Final = 3.0
 BLOCK: Final = 512  # bytes of `st_blocks` in every file system
 DELETED: Final = " (deleted)"
 LATE: Final = "the time was too short to read all processes that may have an object"
+_Item = TypeVar("_Item")
 
 
 def by_pod(pids: Pids) -> Iterator[int]:
@@ -23,14 +27,22 @@ def by_pod(pids: Pids) -> Iterator[int]:
     return (pid for members in pids.values() for pid in members)
 
 
-def in_time(objects: GroupObjects, pids: Pids) -> Iterator[int]:
-    """Yield the processes for `SECONDS`, because a pod may have any number of descriptors."""
-    deadline = time.monotonic() + SECONDS
-    for pid in by_pod(pids):
-        if time.monotonic() > deadline:
-            objects.miss(LATE)
-            return
-        yield pid
+@contextmanager
+def limited_time(objects: GroupObjects) -> Iterator[float]:
+    """Give the block a deadline in `SECONDS`, and note a TimeoutError as missed objects."""
+    try:
+        yield time.monotonic() + SECONDS
+    except TimeoutError:
+        objects.miss(LATE)
+
+
+def before(deadline: float, items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield the items. Raises TimeoutError at the deadline, also before the first item."""
+    for item in chain([None], items):
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+        if item is not None:
+            yield item
 
 
 def one_per_namespace(proc_root: Path, kind: str, pids: Pids) -> list[int]:
@@ -45,7 +57,7 @@ def one_per_namespace(proc_root: Path, kind: str, pids: Pids) -> list[int]:
 def descriptors(proc_root: Path, pid: int) -> Iterator[tuple[str, str, str]]:
     """Yield number, path and target of each open file of a process; none if it is gone."""
     with suppress(*GONE), os.scandir(f"{proc_root}/{pid}/fd") as entries:
-        for entry in islice(entries, MOST_DESCRIPTORS):
+        for entry in entries:
             with suppress(*GONE):
                 yield entry.name, entry.path, os.readlink(entry.path)
 

@@ -9,16 +9,17 @@ lower bound (H2).
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from pinwarden.node.accountant.finder.paths import used_bytes
 from pinwarden.node.accountant.finder.processes import (
     BLOCK,
     DELETED,
+    before,
     descriptors,
     mapping_path,
 )
@@ -28,7 +29,6 @@ from pinwarden.node.shm.objects import ObjectId
 from pinwarden.node.shm.regions import ProcessMaps, printed_device
 
 SHM: Final = "/dev/shm"  # noqa: S108 - shm_open(3) has its objects there
-_Item = TypeVar("_Item")
 
 
 class UnlinkedObject(NamedTuple):
@@ -141,26 +141,17 @@ def _own_first(pids: Sequence[int], others: Sequence[int]) -> Iterator[tuple[boo
     yield from ((False, pid) for pid in others if pid not in own)
 
 
-def _before(deadline: float, items: Iterable[_Item]) -> Iterator[_Item]:
-    """Yield the items. Raises TimeoutError at the deadline, also before the first item."""
-    for item in chain([None], items):
-        if time.monotonic() >= deadline:
-            raise TimeoutError
-        if item is not None:
-            yield item
-
-
 def _unlinked(proc_root: Path, pid: int, device: int, deadline: float) -> Iterator[UnlinkedObject]:
     """Yield the unlinked objects of a device, open or mapped in a process.
 
     Raises TimeoutError at the deadline.
     """
-    for _, path, target in _before(deadline, descriptors(proc_root, pid)):
+    for _, path, target in before(deadline, descriptors(proc_root, pid)):
         if target.endswith(DELETED):
             yield from _object(path, target, device)
     process, wanted = ProcessMaps(proc_root, pid), printed_device(device)
     seen: set[bytes] = set()
-    for line in _before(deadline, process.lines()):
+    for line in before(deadline, process.lines()):
         fields = line.split(b" ", 5)
         if len(fields) < 6 or fields[3] != wanted or fields[4] in seen:
             continue
