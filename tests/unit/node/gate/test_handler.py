@@ -2,7 +2,8 @@
 
 import errno
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -75,6 +76,19 @@ class TwoPods:
         return True
 
 
+@contextmanager
+def handling(folder: Path, pods: TwoPods) -> Iterator[NotificationHandler]:
+    """Return a handler over the folder's processes, which has its files there too."""
+    publisher = GatePublisher(folder / "gate.json")
+    with closing(Journal(folder / "journal")) as journal:
+        handler = NotificationHandler(
+            journal, cast(PodLimits, pods), folder, publisher, Guard(["call"])
+        )
+        handler.configure()
+        yield handler
+        handler.close()
+
+
 def process(proc_root: Path, tid: int) -> None:
     (proc_root / str(tid)).mkdir()
     for name, text in {
@@ -89,15 +103,7 @@ def process(proc_root: Path, tid: int) -> None:
 def test_ended_call_with_a_reused_thread_id_ends_no_other_call(tmp_path: Path) -> None:
     for tid in (5, 6):
         process(tmp_path, tid)
-    with closing(Journal(tmp_path / "journal")) as journal:
-        handler = NotificationHandler(
-            journal,
-            cast(PodLimits, TwoPods()),
-            tmp_path,
-            GatePublisher(tmp_path / "gate.json"),
-            Guard(["call"]),
-        )
-        handler.configure()
+    with handling(tmp_path, TwoPods()) as handler:
 
         def pending(
             number: int, ref: ContainerRef, tid: int, *, alive: bool = True
@@ -117,7 +123,6 @@ def test_ended_call_with_a_reused_thread_id_ends_no_other_call(tmp_path: Path) -
         second, request = pending(3, OTHER, 6)
         assert handler.handle(request, 1.2) > 0.0
         assert not dead.continued + second.continued
-        handler.close()
 
 
 class Granted(TwoPods):
@@ -139,15 +144,7 @@ def test_read_after_the_wait_for_the_rlimit_has_its_full_time(tmp_path: Path) ->
     )
     smaps = tmp_path / "5" / "smaps"
     os.mkfifo(smaps)  # opening it waits
-    with closing(Journal(tmp_path / "journal")) as journal:
-        handler = NotificationHandler(
-            journal,
-            cast(PodLimits, Granted()),
-            tmp_path,
-            GatePublisher(tmp_path / "gate.json"),
-            Guard(["call"]),
-        )
-        handler.configure()
+    with handling(tmp_path, Granted()) as handler:
         call = Notification(1, 5, 149, 0xC000003E, (0x10000000, PAGE, 0, 0, 0, 0))
         caller = Caller(valid=True)
         request = handler.receive(
@@ -160,7 +157,6 @@ def test_read_after_the_wait_for_the_rlimit_has_its_full_time(tmp_path: Path) ->
         while handler.handle(request, late) > 0.0:
             pass
         assert caller.continued == [1]
-        handler.close()
 
 
 @pytest.mark.rule("M8")
@@ -168,14 +164,7 @@ def test_member_that_delays_the_read_of_its_mappings_cannot_grow_them(tmp_path: 
     process(tmp_path, 5)
     maps = tmp_path / "5" / "maps"
     os.mkfifo(maps)  # opening it waits
-    with closing(Journal(tmp_path / "journal")) as journal:
-        handler = NotificationHandler(
-            journal,
-            cast(PodLimits, TwoPods()),
-            tmp_path,
-            GatePublisher(tmp_path / "gate.json"),
-            Guard(["call"]),
-        )
+    with handling(tmp_path, TwoPods()) as handler:
         handler.configure([group(members=[{"pods": ["one"], "borrowLimit": PAGE}])])
         handler.set_objects({"g": EXTENT})
         answers = {}
@@ -191,7 +180,6 @@ def test_member_that_delays_the_read_of_its_mappings_cannot_grow_them(tmp_path: 
         waiting = maps.rename(tmp_path / "waiting")
         maps.write_text("")
         os.close(os.open(waiting, os.O_RDWR))  # the reads end
-        handler.close()
 
 
 class Unforeseen(TwoPods):
