@@ -1,6 +1,7 @@
 """A node on which the gate by NRI fails, as its user and its administrator see the fault."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -81,6 +82,18 @@ class Faulty(Gated):
             *("pinwarden", "probe", "--cgroup-root=/host/sys/fs/cgroup", "-o", "json"),
         )
         return str(json.loads(text)["gates"]["nri"]["reason"])
+
+    def has_removed_containers(self) -> bool:
+        """Whether the runtime has removed each container that no pod names any more.
+
+        A plugin that hangs would be disconnected because of such a removal, before a container is
+        created.
+        """
+        pods = json.loads(self.site.kubectl("get", "pods", "--all-namespaces", "-o", "json"))
+        named = set(re.findall(r"containerd://(\w+)", json.dumps(pods)))
+        kept = self.node.exec(["ls", "/var/lib/containerd/io.containerd.grpc.v1.cri/containers"])
+        assert kept.returncode == 0
+        return named.issuperset(kept.stdout.split())
 
     def runtime_answers(self) -> bool:
         try:

@@ -156,6 +156,7 @@ def test_plugin_killed_while_containers_start_stops_none_of_them(faulty: Faulty)
 
 @pytest.mark.rule("H1")
 def test_container_for_which_the_plugin_is_too_slow_is_reported(faulty: Faulty) -> None:
+    until(faulty.has_removed_containers, "the runtime has nothing to tell the plugin")
     faulty.signal_plugin("STOP")
     faulty.start("slow")
     until(lambda: "validator plugin" in faulty.events("slow"), "the runtime rejects the container")
