@@ -1,5 +1,6 @@
 """Finding objects among open files and mappings with hostile names, over folders like /proc."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pinwarden.api.nodepinconfig import NodeGroup, NodeMember
 from pinwarden.node.accountant.finder import Finder, dmabuf, posix_shm, processes, unlinked
 from pinwarden.node.accountant.finder.result import MOST_OBJECTS, GroupObjects, ObjectsNotFoundError
 from pinwarden.node.accountant.round_time import RoundTime
+from pinwarden.node.linux import openat2
 from pinwarden.node.linux.mountinfo import read_mountinfo
 from pinwarden.node.shm.objects import ObjectId
 
@@ -266,6 +268,29 @@ def test_missing_object_without_time_or_room_is_not_readable(
     assert charges(results) == {"a": "NotReadable", "b": "NotReadable"}
     assert "the time was too short" in str(results["a"])
     assert "no member's process" not in str(results["a"])
+
+
+@pytest.mark.rule("H2")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(errno.ENOENT, "NotThere"), (errno.ELOOP, "NotReadable"), (errno.EMFILE, "NotReadable")],
+)
+def test_dev_shm_of_a_pod_that_cannot_be_read_is_no_absence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, reason: str
+) -> None:
+    namespace = tmp_path / str(PID) / "ns" / "mnt"
+    namespace.parent.mkdir(parents=True)
+    namespace.symlink_to("mnt:[1]")
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(openat2, "opened_folder", fail)
+    backing = {"posixShm": {"name": "pw-hidden-*", "ipcNamespace": "Pod"}}
+    with pytest.raises(ObjectsNotFoundError) as raised:
+        Finder(tmp_path).find(group(backing), {"p": [PID]})
+    assert raised.value.reason == reason
+    assert reason == "NotThere" or os.strerror(error) in str(raised.value)
 
 
 @pytest.mark.rule("H2")

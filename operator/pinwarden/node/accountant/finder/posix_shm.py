@@ -1,8 +1,9 @@
 """POSIX shared memory by its name: in /dev/shm of the node, or of each member pod."""
 
+import errno
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from pinwarden.node.linux import openat2
 
 ROUND_SECONDS: Final = 30.0
 _UNSEEN: Final = "a /dev/shm has bytes without a name that no member's process shows"
+_ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH)
 
 
 class PosixShm:
@@ -58,12 +60,12 @@ class PosixShm:
         for pod, members in pids.items():
             shown: dict[int, int] = {}
             for pid in one_per_namespace(self._proc_root, "mnt", {pod: members}):
-                with suppress(OSError):  # the image has no /dev/shm, or the process is gone
+                with _missed(objects):
                     process = self._proc_root / str(pid)
                     device = self._add(objects, process, SHM, name, members, skipped=node)
                     shown |= {pid: device} if device else {}
             for point in self._volumes.left(pod, members, shown):
-                with suppress(OSError):  # the pod is gone
+                with _missed(objects):
                     self._add(objects, self._first, point, name, members)
 
     def _add(
@@ -111,6 +113,16 @@ def is_on_node(group: NodeGroup) -> bool:
     """Return whether a group has its objects in the node's /dev/shm."""
     shm = group.backing.posix_shm
     return shm is not None and shm.ipc_namespace is IpcNamespace.HOST
+
+
+@contextmanager
+def _missed(objects: GroupObjects) -> Iterator[None]:
+    """Note a /dev/shm that cannot be read. It is absent if the process or the pod has ended."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            objects.miss(f"a /dev/shm cannot be read: {error.strerror or error}")
 
 
 def _blocks(_: int, about: os.stat_result) -> int:
