@@ -7,9 +7,18 @@ Debian's package of a newer suite than this machine's: it needs that suite's C l
 laid over the machine's in a mount namespace of its own. The guest's memory is a tmpfs of that
 namespace. All processes live in a process namespace of their own, so nothing outlives the one that
 is ended.
+
+A guest has one processor, and its kernel and its processes take turns, at each system call. So a
+guest keeps to one processor of the machine: to wake another one takes several times longer than a
+turn, in a virtual machine above all.
 """
 
+import itertools
+import os
+import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cluster import debian
@@ -37,11 +46,25 @@ mount -t overlay overlay -o "lowerdir=$0$libraries:$libraries" $libraries
 mount -t tmpfs -o size=100% memory /dev/shm
 exec "$@"
 """
+_KERNEL_NAME = "linux.uml"
+_turns = itertools.count(random.randrange(1024))  # not the same in the processes of a test run
 WITH_OUTPUT = 'exec "$@" 3>>"$0/output" 4>>"$0/status"'
 
 
 def _kernel() -> Path:
     return debian.alone("uml", PACKAGES, SUITE)
+
+
+def _processor() -> int:
+    """Return the machine's processor for the next guest: one with few guests."""
+    guests = Counter[int]()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # the process has ended
+            if (process / "comm").read_text().strip() == _KERNEL_NAME:
+                guests.update(os.sched_getaffinity(int(process.name)))
+    processors, turn = sorted(os.sched_getaffinity(0)), next(_turns)
+    order = {each: (place + turn) % len(processors) for place, each in enumerate(processors)}
+    return min(processors, key=lambda each: (guests[each], order[each]))
 
 
 def _arguments(
@@ -53,8 +76,9 @@ def _arguments(
     kernel = _kernel()
     tree = kernel / "usr/lib/uml/modules"
     return [
+        *("taskset", "--cpu-list", str(_processor())),
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", ENTER, str(kernel)),
-        *(str(kernel / "usr/bin/linux.uml"), "seccomp=on", f"mem={memory}"),
+        *(str(kernel / "usr/bin" / _KERNEL_NAME), "seccomp=on", f"mem={memory}"),
         *(
             f"umid={umid}",
             f"uml_dir={directory}/",
