@@ -1,0 +1,191 @@
+"""Loading and attaching BPF programs, by libbpf 1.x through ctypes.
+
+libbpf adapts one object to the running kernel (CO-RE): it relocates the offsets of fields, and
+looks up the function of each program in the kernel's BTF. A program whose function this kernel
+lacks is left out, because kernels differ in their functions. Everything ends with the process: the
+kernel detaches and unloads a program when the last descriptor of its link is closed.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from ctypes import c_bool, c_char_p, c_int, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from pinwarden.node.linux import bpf
+
+LIBRARY: Final = "libbpf.so.1"
+VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+_LOG_BYTES: Final = 1 << 20
+"""Of the verifier's log. Linux 6.4 and newer keep its end, older ones fail with ENOSPC."""
+_LOG_LINES: Final = 12
+_RIGHTS: Final = "needs CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE, and no lockdown=confidentiality"
+_PREFIXES: Final = {"lsm": "bpf_lsm_", "lsm.s": "bpf_lsm_", "tp_btf": "btf_trace_"}
+"""How the kernel's BTF names the target of a section, if it is not the function itself."""
+
+
+class BpfError(Exception):
+    """Programs cannot be loaded or attached; the message says why, and what this needs."""
+
+
+class BpfObject:
+    """The programs and maps of an object file, loaded in a ``with`` block.
+
+    `left_out` are the targets that this kernel lacks, sorted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file. Raises BpfError."""
+        if not VMLINUX.exists():
+            raise BpfError(f"the kernel has no BTF at {VMLINUX}: it needs CONFIG_DEBUG_INFO_BTF")
+        self._library = _library()
+        self._path = path
+        self._links: list[int] = []
+        self._programs: dict[str, int] = {}
+        self.left_out: Sequence[str] = ()
+        self._object = self._library.bpf_object__open_file(os.fsencode(path), None)
+        if not self._object:
+            raise _failure(f"cannot open {path}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Detach and unload the programs, and close the maps."""
+        for link in self._links:
+            self._library.bpf_link__destroy(link)
+        self._library.bpf_object__close(self._object)
+
+    def load(self) -> None:
+        """Load each program whose target this kernel has. Raises BpfError with the verifier's log.
+
+        Call it once.
+        """
+        sections = {
+            program: self._library.bpf_program__section_name(program).decode()
+            for program in self._all_programs()
+        }
+        missing = self._missing(set(sections.values()))
+        self.left_out = sorted({section.partition("/")[2] for section in missing})
+        logs: dict[str, ctypes.Array[ctypes.c_char]] = {}
+        for program, section in sections.items():
+            name = self._library.bpf_program__name(program).decode()
+            if section in missing:
+                self._library.bpf_program__set_autoload(program, False)
+                continue
+            self._programs[name] = program
+            logs[name] = ctypes.create_string_buffer(_LOG_BYTES)
+            self._library.bpf_program__set_log_buf(program, logs[name], _LOG_BYTES)
+        if self._library.bpf_object__load(self._object) < 0:
+            raise _failure(f"cannot load {self._path.name}", *_refusals(logs))
+        for program in self._programs.values():
+            self._library.bpf_program__set_log_buf(program, None, 0)
+
+    def attach(self) -> None:
+        """Attach the loaded programs. Raises BpfError."""
+        for name, program in self._programs.items():
+            link = self._library.bpf_program__attach(program)
+            if not link:
+                section = self._library.bpf_program__section_name(program).decode()
+                raise _failure(f"cannot attach program {name} to {section}")
+            self._links.append(link)
+
+    def map_fd(self, name: str) -> int:
+        """Return the descriptor of a map, valid in the ``with`` block. Raises BpfError."""
+        descriptor: int = self._library.bpf_object__find_map_fd_by_name(self._object, name.encode())
+        if descriptor < 0:
+            raise _failure(f"{self._path.name} has no map {name}")
+        return descriptor
+
+    def recursion_misses(self) -> int:
+        """Return how often the kernel skipped a loaded program, because a program ran already.
+
+        Raises OSError.
+        """
+        return sum(
+            bpf.recursion_misses(self._library.bpf_program__fd(program))
+            for program in self._programs.values()
+        )
+
+    def _all_programs(self) -> Iterator[int]:
+        program = self._library.bpf_object__next_program(self._object, None)
+        while program:
+            yield program
+            program = self._library.bpf_object__next_program(self._object, program)
+
+    def _missing(self, sections: set[str]) -> set[str]:
+        """Return the sections whose target the kernel's BTF lacks. Raises BpfError."""
+        types = self._library.btf__load_vmlinux_btf()
+        if not types:
+            raise _failure(f"cannot read {VMLINUX}")
+        try:
+            return {
+                section
+                for section in sections
+                if self._library.btf__find_by_name(types, _btf_name(section).encode()) < 0
+            }
+        finally:
+            self._library.btf__free(types)
+
+
+def _btf_name(section: str) -> str:
+    kind, _, target = section.partition("/")
+    return _PREFIXES.get(kind, "") + target
+
+
+def _refusals(logs: dict[str, "ctypes.Array[ctypes.c_char]"]) -> Iterator[str]:
+    """Yield what the verifier said of each refused program: its name, and the end of the log."""
+    for name, log in logs.items():
+        if lines := log.value.decode(errors="replace").splitlines():
+            yield f"program {name}:"
+            yield from lines[-_LOG_LINES:]
+
+
+def _failure(what: str, *lines: str) -> BpfError:
+    """Return the exception for the current errno, with further lines."""
+    number = ctypes.get_errno()
+    why = os.strerror(number)
+    if number in (errno.EPERM, errno.EACCES) and not lines:
+        why = f"{why}: it {_RIGHTS}"
+    return BpfError("\n".join([f"{what}: {why}", *lines]))
+
+
+@cache
+def _library() -> Any:
+    """Return libbpf with prototypes, silent: its messages come with the exceptions."""
+    try:
+        library = ctypes.CDLL(LIBRARY, use_errno=True)
+    except OSError as error:
+        raise BpfError(f"cannot load libbpf 1.x: {error}") from error
+    prototypes: dict[str, tuple[Any, ...]] = {
+        "libbpf_set_print": (c_void_p, c_void_p),
+        "bpf_object__open_file": (c_void_p, c_char_p, c_void_p),
+        "bpf_object__load": (c_int, c_void_p),
+        "bpf_object__close": (None, c_void_p),
+        "bpf_object__next_program": (c_void_p, c_void_p, c_void_p),
+        "bpf_object__find_map_fd_by_name": (c_int, c_void_p, c_char_p),
+        "bpf_program__name": (c_char_p, c_void_p),
+        "bpf_program__section_name": (c_char_p, c_void_p),
+        "bpf_program__fd": (c_int, c_void_p),
+        "bpf_program__set_autoload": (c_int, c_void_p, c_bool),
+        "bpf_program__set_log_buf": (c_int, c_void_p, c_char_p, c_size_t),
+        "bpf_program__attach": (c_void_p, c_void_p),
+        "bpf_link__destroy": (c_int, c_void_p),
+        "btf__load_vmlinux_btf": (c_void_p,),
+        "btf__find_by_name": (c_int, c_void_p, c_char_p),
+        "btf__free": (None, c_void_p),
+    }
+    for name, (result, *arguments) in prototypes.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    library.libbpf_set_print(None)
+    return library

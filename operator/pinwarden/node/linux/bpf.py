@@ -1,0 +1,122 @@
+"""Maps and programs in the kernel by bpf(2), for a process that has their descriptors.
+
+Keys and values of maps are bytes in the layout of the programs that use the map.
+"""
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from pinwarden.node.linux.libc import last_error, libc
+
+_BPF: Final = {"x86_64": 321, "aarch64": 280}.get(os.uname().machine, -1)
+_LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _INFO = 1, 2, 3, 4, 15
+_RECURSION_MISSES: Final = 208
+"""The offset in `struct bpf_prog_info`."""
+LOCK: Final = 4
+"""BPF_F_LOCK: read or write a value under its `bpf_spin_lock`."""
+
+
+class _Element(ctypes.Structure):
+    """The part of `union bpf_attr` for the commands BPF_MAP_*_ELEM and BPF_MAP_GET_NEXT_KEY."""
+
+    _fields_ = (
+        ("map_fd", ctypes.c_uint32),
+        ("key", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+class _Info(ctypes.Structure):
+    """The part of `union bpf_attr` for BPF_OBJ_GET_INFO_BY_FD."""
+
+    _fields_ = (("fd", ctypes.c_uint32), ("bytes", ctypes.c_uint32), ("info", ctypes.c_uint64))
+
+
+class Map:
+    """A map with keys and values of fixed sizes in bytes. `fd` stays the caller's to close."""
+
+    def __init__(self, fd: int, key_bytes: int, value_bytes: int) -> None:
+        self._fd = fd
+        self._key_bytes = key_bytes
+        self._value_bytes = value_bytes
+
+    def get(self, key: bytes, flags: int = 0) -> bytes | None:
+        """Return a value, None without the key. Raises OSError."""
+        value = ctypes.create_string_buffer(self._value_bytes)
+        return value.raw if self._call(_LOOKUP, key, value, flags) else None
+
+    def set(self, key: bytes, value: bytes, flags: int = 0) -> None:
+        """Insert or replace a value. Raises OSError: E2BIG if the map is full."""
+        if len(value) != self._value_bytes:
+            raise ValueError(f"a value has {self._value_bytes} bytes, not {len(value)}")
+        if not self._call(_UPDATE, key, ctypes.create_string_buffer(value, len(value)), flags):
+            raise FileNotFoundError(errno.ENOENT, "the map has no such key")
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key, and return whether it was there. Raises OSError."""
+        return self._call(_DELETE, key, None)
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield the keys once each. A key that is added or removed meanwhile can be missing.
+
+        After a key that is removed meanwhile, the kernel begins again. Raises OSError.
+        """
+        following = ctypes.create_string_buffer(self._key_bytes)
+        seen = dict[bytes, None]()
+        key: bytes | None = None
+        while self._call(_NEXT_KEY, key, following):
+            key = following.raw
+            if key not in seen:
+                seen[key] = None
+                yield key
+
+    def items(self, flags: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values, without keys that are removed meanwhile. Raises OSError."""
+        for key in self.keys():
+            value = self.get(key, flags)
+            if value is not None:
+                yield key, value
+
+    def _call(
+        self,
+        command: int,
+        key: bytes | None,
+        value: "ctypes.Array[ctypes.c_char] | None",
+        flags: int = 0,
+    ) -> bool:
+        """Do a command, and return whether the key was there. Raises OSError."""
+        if key is not None and len(key) != self._key_bytes:
+            raise ValueError(f"a key has {self._key_bytes} bytes, not {len(key)}")
+        held = None if key is None else ctypes.create_string_buffer(key, len(key))
+        attributes = _Element(
+            self._fd,
+            0 if held is None else ctypes.addressof(held),
+            0 if value is None else ctypes.addressof(value),
+            flags,
+        )
+        try:
+            _bpf(command, attributes)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def recursion_misses(program: int) -> int:
+    """Return how often the kernel skipped a program because it ran already (bpf_prog_info).
+
+    Raises OSError.
+    """
+    info = ctypes.create_string_buffer(_RECURSION_MISSES + 8)
+    _bpf(_INFO, _Info(program, len(info), ctypes.addressof(info)))
+    return int.from_bytes(info.raw[_RECURSION_MISSES:], sys.byteorder)
+
+
+def _bpf(command: int, attributes: ctypes.Structure) -> None:
+    size = ctypes.sizeof(attributes)
+    if libc.syscall(_BPF, command, ctypes.byref(attributes), size) < 0:
+        raise last_error()
