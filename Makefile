@@ -13,7 +13,7 @@ PARALLEL := -n logical $(MODULES)
 BUILT := programs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down venv prerequisites lock crds manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release upgrade-check bench fuzz programs controlplane clean
+.PHONY: help demo up down venv prerequisites lock crds bpf manifests profiles docs pictures site lint test test-unit test-gate test-api test-image test-kernel in-emulated-guest in-uml-guest test-cluster image release upgrade-check bench fuzz programs controlplane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ LOCK := --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-a
 crds: venv ## write crds/ anew from the models
 	$(BIN)/python -m pinwarden crds --output-dir crds
 	$(BIN)/python -m pinwarden crds --output-dir charts/pinwarden/crds
+
+bpf: venv ## compile the BPF programs into the package, with Debian's clang
+	$(BIN)/python -m cluster bpf
 
 manifests: venv ## write manifests/ anew from the chart, for those without Helm
 	$(BIN)/python tools/docs/chart.py manifests manifests
@@ -97,12 +100,12 @@ test-api: $(BUILT) ## on a real API server
 test-image: venv ## the release image, built twice and run in a root of its own, as root
 	$(BIN)/pytest tests/image
 
-test-kernel: venv ## on real kernels in guests (Debian's, emulated, and user-mode Linux), as root with every capability
+test-kernel: bpf ## on real kernels in guests (Debian's, emulated, and user-mode Linux), as root with every capability
 	$(MAKE) --output-sync=target in-emulated-guest in-uml-guest
 
 KERNEL_TEST := env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p no:cacheprovider tests/kernel
 
-in-emulated-guest: venv
+in-emulated-guest: bpf
 	$(BIN)/python -m cluster guest --kind qemu --timeout 1800 -- $(KERNEL_TEST) -m emulated
 
 in-uml-guest: venv

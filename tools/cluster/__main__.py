@@ -1,10 +1,10 @@
-"""The command line: `python -m cluster build`, `controlplane`, `guest`, `up` and `down`."""
+"""The command line: `python -m cluster build`, `bpf`, `controlplane`, `guest`, `up` and `down`."""
 
 import argparse
 import signal
 import sys
 
-from cluster import guest, standing
+from cluster import bpf, guest, standing
 from cluster.build import COMMANDS, binary
 from cluster.controlplane import ControlPlane
 from cluster.errors import ClusterError
@@ -41,6 +41,9 @@ def main() -> int:
     commands.add_parser(
         "build",
         help="build into the cache what clusters and tests need, and print where the commands are",
+    )
+    commands.add_parser(
+        "bpf", help="compile the programs of bpf/ into the source tree, where the package has them"
     )
     start = commands.add_parser("controlplane", help="run etcd and kube-apiserver until Ctrl-C")
     start.add_argument(
@@ -87,6 +90,9 @@ def main() -> int:
     try:
         if arguments.command == "build":
             _build()
+        elif arguments.command == "bpf":
+            for path in bpf.install():
+                print(path.relative_to(bpf.ROOT))
         elif arguments.command == "up":
             nodes = arguments.nodes or [Kind.UML]
             build_cluster(nodes)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster import bpf
 from cluster.cache import progress
 from cluster.errors import ClusterError
 from cluster.machine import Cgroups, Job, Kind
@@ -87,6 +88,7 @@ def run(
             "a guest sees the host's files with the rights of its user: run it as root"
         )
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment["LD_LIBRARY_PATH"] = str(bpf.libbpf())
     with scratch("guest") as folder:
         (folder / "job").write_text(_job(argv, environment, directory or Path.cwd()))
         arguments = MACHINES[kind].guest(Job(folder, cgroups, processors))

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cluster import debian
+from cluster import bpf, debian
 from cluster.cache import cached, digest, locked
 from cluster.commands import run
 from cluster.paths import cache_root
@@ -27,7 +27,7 @@ NAME = f"pinwarden.local/pinwarden:{PROJECT['version']}"
 PAUSE = "pinwarden.local/pause:1"
 PAUSE_ENTRY = '["/busybox", "sleep", "2147483647"]'
 BASE = "localhost/pinwarden-base"
-BASE_PACKAGES = ("python3",)
+BASE_PACKAGES = ("python3", "libbpf1")
 BASE_PYTHON = "3.11"
 """That of the base, for which wheels are downloaded whatever Python runs this."""
 INSTALLERS = ("pip", "setuptools")
@@ -129,6 +129,7 @@ def build(
             target = context / source.relative_to(tree)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
+        bpf.install(tree, context)
         shutil.copytree(wheels(tree), context / "wheels")
         buildah = _Buildah(store, work)
         buildah.run(
@@ -163,7 +164,9 @@ def _cached(tree: Path, name: str) -> Path:
         for path in _sources(tree)
         for part in (str(path.relative_to(tree)).encode(), path.read_bytes())
     ]
-    return cached("image", [name.encode(), BASE_PYTHON.encode(), *sources], work) / "image.tar"
+    inputs = [name.encode(), repr((BASE_PYTHON, BASE_PACKAGES)).encode()]
+    inputs.append(bpf.objects(tree).name.encode())
+    return cached("image", [*inputs, *sources], work) / "image.tar"
 
 
 def _build_pause(folder: Path) -> None:

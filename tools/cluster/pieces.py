@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import partial
 
-from cluster import debian
+from cluster import bpf, debian
 from cluster.build import libseccomp, programs
 from cluster.image import ROOT, base_system, image, image_tools, pause_image, wheels
 from cluster.machine import Kind
@@ -18,13 +18,15 @@ PROGRAMS = (
     Step(CLUSTER, partial(programs, "cluster"), 750),
     Step(RUNC, partial(programs, "runc"), 40, ["libseccomp"]),
 )
+LIBBPF = Step("libbpf", bpf.libbpf, 5)
 CHART = Step("chart tools", partial(programs, "chart"), 50)
 IMAGES = (
     Step("busybox", debian.busybox, 2),
     Step("image tools", image_tools, 10),
     Step("wheels", partial(wheels, ROOT), 5),
     Step("base system", base_system, 20, ["image tools"]),
-    Step("image", image, 25, ["base system", "wheels"]),
+    Step("BPF programs", bpf.objects, 15),
+    Step("image", image, 25, ["base system", "wheels", "BPF programs"]),
     Step("pause image", pause_image, 2, ["image tools", "busybox"]),
 )
 
@@ -47,4 +49,4 @@ def build_cluster(kinds: Iterable[Kind]) -> None:
 
 def build_everything() -> None:
     """Build what the tests need besides, too."""
-    carry_out([*PROGRAMS, *IMAGES, *_disks(Kind), CHART])
+    carry_out([*PROGRAMS, *IMAGES, *_disks(Kind), CHART, LIBBPF])

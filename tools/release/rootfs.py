@@ -1,5 +1,5 @@
 """Gathers what the image needs of its base: the interpreter, the standard library without what is
-not used, and the shared libraries.
+not used, and the shared libraries, libbpf among them if the base has it.
 
 A stage of the Containerfile runs it with the base's own python3, wherever that is installed: in
 /usr by Debian, in /usr/local by the official Python images. It needs nothing but the standard
@@ -61,6 +61,8 @@ FILES = {
     # Without it glibc asks DNS before it looks into /etc/hosts.
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
+OPENED = ("libbpf.so.1",)
+"""Shared libraries that pinwarden opens by name. It says so if the base does not have one."""
 DISTRIBUTION = (Path("/etc/os-release"),)
 """By the release of its distribution a scanner knows which advisories apply."""
 
@@ -133,6 +135,19 @@ def libraries(programs: Iterable[Path]) -> set[Path]:
     return found | {libc.parent / "libgcc_s.so.1"}
 
 
+def opened() -> list[Path]:
+    """The libraries that are opened by name, as far as the base has them."""
+    text = subprocess.run(
+        ["ldconfig", "-p"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},
+    ).stdout
+    places = dict(reversed(re.findall(r"^\s*(\S+) .*=> (\S+)$", text, re.MULTILINE)))
+    return [Path(places[name]) for name in OPENED if name in places]
+
+
 @cache
 def _real(folder: str) -> str:
     return os.path.realpath(folder)
@@ -168,11 +183,13 @@ def gather(target: Path, applications: list[Path]) -> None:
     interpreter = Path(sys.executable)
     standard = list(used(Path(sysconfig.get_path("stdlib"))))
     own = [path for folder in applications for path in sorted(folder.rglob("*"))]
+    loaded = opened()
     for path in (
         *(
             interpreter,
             *standard,
-            *libraries([interpreter, *extensions(standard), *extensions(own)]),
+            *loaded,
+            *libraries([interpreter, *loaded, *extensions(standard), *extensions(own)]),
         ),
         *filter(Path.exists, DISTRIBUTION),
         *sorted(Path("/usr/share/common-licenses").glob("*")),
