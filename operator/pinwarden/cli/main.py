@@ -12,6 +12,7 @@ from pinwarden.cli import (
     accountant,
     agent,
     crds,
+    ebpf,
     gate,
     nri,
     operator,
@@ -20,7 +21,7 @@ from pinwarden.cli import (
     uninstall,
 )
 
-SUBCOMMANDS = (operator, agent, gate, nri, accountant, status, probe, crds, uninstall)
+SUBCOMMANDS = (operator, agent, gate, nri, ebpf, accountant, status, probe, crds, uninstall)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

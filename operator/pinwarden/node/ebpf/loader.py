@@ -19,6 +19,8 @@ from typing import Any, Final, Self
 from pinwarden.node.linux import bpf
 
 LIBRARY: Final = "libbpf.so.1"
+OBJECTS: Final = Path(__file__).parent
+"""Where the package has its object files."""
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _LOG_BYTES: Final = 1 << 20
 """Of the verifier's log. Linux 6.4 and newer keep its end, older ones fail with ENOSPC."""
@@ -40,6 +42,8 @@ class BpfObject:
 
     def __init__(self, path: Path) -> None:
         """Open a file. Raises BpfError."""
+        if not path.exists():
+            raise BpfError(f"{path} does not exist: `make bpf` compiles it into a source tree")
         if not VMLINUX.exists():
             raise BpfError(f"the kernel has no BTF at {VMLINUX}: it needs CONFIG_DEBUG_INFO_BTF")
         self._library = _library()
