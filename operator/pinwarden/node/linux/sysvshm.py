@@ -19,6 +19,9 @@ from pinwarden.node.linux.namespaces import NEWIPC, ipc_namespace, run_in_namesp
 
 IPC_PRIVATE, IPC_CREAT, IPC_EXCL = 0, 0o1000, 0o2000
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
+SHM_LOCK, SHM_UNLOCK = 11, 12
+SHM_LOCKED: Final = 0o2000
+"""The bit of a segment's mode while its pages are locked."""
 _PERMISSIONS: Final = 0o777
 _TABLE: Final = "/proc/sysvipc/shm"
 
@@ -96,6 +99,30 @@ def remove(segment: int) -> None:
     _raise_if(libc.shmctl(segment, IPC_RMID, None) < 0)
 
 
+def attach(segment: int) -> int:
+    """Map a segment with shmat(2) and return its address. Raises OSError."""
+    address: int = libc.shmat(segment, None, 0)
+    _raise_if(address == MAP_FAILED)
+    return address
+
+
+def detach(address: int) -> None:
+    """Unmap a segment with shmdt(2). Raises OSError."""
+    _raise_if(libc.shmdt(address) < 0)
+
+
+def set_locked(segment: int, *, locked: bool) -> None:
+    """Lock a segment's pages (SHM_LOCK) or unlock them (SHM_UNLOCK). Raises OSError."""
+    _raise_if(libc.shmctl(segment, SHM_LOCK if locked else SHM_UNLOCK, None) < 0)
+
+
+def is_locked(segment: int) -> bool:
+    """Return whether a segment's pages are locked (IPC_STAT). Raises OSError."""
+    data = _Permissions()
+    _raise_if(libc.shmctl(segment, IPC_STAT, ctypes.byref(data)) < 0)
+    return bool(data.mode & SHM_LOCKED)
+
+
 class _Permissions(ctypes.Structure):
     """The beginning of `struct shmid_ds`, with room for the rest."""
 
@@ -130,8 +157,7 @@ def populate(segment: int, size: int) -> None:
 
 @contextmanager
 def _attached(segment: int) -> Iterator[int]:
-    address: int = libc.shmat(segment, None, 0)
-    _raise_if(address == MAP_FAILED)
+    address = attach(segment)
     try:
         yield address
     finally:
