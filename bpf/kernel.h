@@ -85,6 +85,7 @@ struct vma_munmap_struct {
 
 struct inode {
 	s64 i_size;
+	unsigned long i_ino;
 };
 
 struct file {

@@ -230,10 +230,12 @@ int BPF_PROG(change_owner, struct mm_struct *mm)
 
 /* ---- objects ---- */
 
-static __always_inline void charge_object(u64 key, u32 source, s64 bytes)
+static __always_inline void charge_object(u64 key, u64 number, u32 source, s64 bytes)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct object object = { .source = source, .bytes = bytes, .references = 1 };
+	struct object object = {
+		.number = number, .source = source, .bytes = bytes, .references = 1,
+	};
 	struct object *stale = bpf_map_lookup_elem(&objects, &key);
 
 	if (stale) {
@@ -259,18 +261,23 @@ static __always_inline void charge_object(u64 key, u32 source, s64 bytes)
 SEC("fexit/shmem_lock")
 int BPF_PROG(lock_segment, struct file *file, int lock, void *ucounts, int ret)
 {
-	u64 key = (u64)file->f_inode;
+	struct inode *inode = file->f_inode;
+	u64 key = (u64)inode, number;
 	struct object *object;
 	s64 size;
 
 	if (ret)
 		return 0;
+	object = bpf_map_lookup_elem(&objects, &key);
 	if (lock) {
-		size = file->f_inode->i_size;
-		charge_object(key, SOURCE_SHM_LOCK, (size + page_size - 1) & -(s64)page_size);
+		number = inode->i_ino;
+		size = inode->i_size;
+		/* The kernel allows a second SHM_LOCK, and the first payer stays. */
+		if (!object || object->number != number)
+			charge_object(key, number, SOURCE_SHM_LOCK,
+				      (size + page_size - 1) & -(s64)page_size);
 		return 0;
 	}
-	object = bpf_map_lookup_elem(&objects, &key);
 	if (!object)
 		return 0;
 	charge(object->cgroup, SOURCE_SHM_LOCK, -object->bytes);
@@ -295,7 +302,7 @@ int BPF_PROG(register_buffer, struct io_ring_ctx *ring, struct iovec *iov, void 
 	if (!base || !imu)
 		return 0;
 	end = (base + iov->iov_len + page_size - 1) & -page_size;
-	charge_object(imu, SOURCE_IO_URING, end - (base & -page_size));
+	charge_object(imu, 0, SOURCE_IO_URING, end - (base & -page_size));
 	return 0;
 }
 

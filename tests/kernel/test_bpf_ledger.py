@@ -152,6 +152,26 @@ def test_locked_segments_equal_shm_locked_after_random_operations(
     assert ledger.charged(pod, SHM_LOCK) == 0, "removed segments are unlocked"
 
 
+@pytest.mark.rule("P3", level="Observe")
+def test_segment_that_two_pods_lock_is_charged_to_the_first(
+    ledger: LoadedLedger, pod: Path
+) -> None:
+    other = ledger.cgroup("ledger-other")
+    segment = sysvshm.create(sysvshm.IPC_PRIVATE, SIZE, sysvshm.IPC_CREAT | 0o600)
+
+    def work(caller: Caller) -> None:
+        sysvshm.set_locked(segment, locked=True)
+        caller.say("locked")
+
+    try:
+        for cgroup in (pod, other):
+            assert ledger.hire(cgroup, work).wait() == "locked"
+        assert [ledger.charged(cgroup, SHM_LOCK) for cgroup in (pod, other)] == [SIZE, 0]
+    finally:
+        sysvshm.remove(segment)
+    assert ledger.charged(pod, SHM_LOCK) == 0
+
+
 @pytest.mark.rule("P8", level="Observe")
 def test_killed_process_leaves_no_charge(ledger: LoadedLedger, pod: Path) -> None:
     def work(caller: Caller) -> None:
