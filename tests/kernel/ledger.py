@@ -7,16 +7,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-from pinwarden.node.ebpf import loader
 from pinwarden.node.ebpf.accounts import Accounts, LostReason, PinSource, cgroup_id
-from pinwarden.node.ebpf.loader import BpfObject
+from pinwarden.node.ebpf.loader import OBJECTS, BpfObject
 from pinwarden.node.ebpf.selftest import OBJECT, remove_cgroup
 from pinwarden.node.linux.procfs import read_thread_status
 
 from ..waiting import eventually
 from .nodes import CGROUP
 
-OBJECTS = Path(loader.__file__).parent
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from docs import sources
-from pinwarden.node.ebpf import loader, selftest
+from pinwarden.node.ebpf import selftest
+from pinwarden.node.ebpf.loader import OBJECTS, BpfError
 from pinwarden.node.ebpf.selftest import SourceResult
 from pinwarden.node.linux.cgroupfs import subdirectories
 
@@ -23,7 +24,7 @@ from .nodes import CGROUP
 
 pytestmark = pytest.mark.emulated
 
-OBJECTS = Path(loader.__file__).parent
+
 PREFIX = "pinwarden-self-test-"
 UNAVAILABLE = {("6.1", "memfd_secret"): "off unless the kernel is booted with secretmem.enable"}
 PROGRAM = """
@@ -93,6 +94,6 @@ def test_folder_without_cgroups_is_an_error(tmp_path: Path) -> None:
 
 
 def test_object_that_is_missing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(loader.BpfError):
+    with pytest.raises(BpfError):
         selftest.run(tmp_path, CGROUP)
     assert scratch_cgroups() == []

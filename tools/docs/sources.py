@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pinwarden.node.ebpf import selftest
+from pinwarden.node.ebpf.loader import OBJECTS
 from pinwarden.node.ebpf.selftest import SourceResult
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs/sources.md"
@@ -52,4 +53,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(section(os.uname().release, selftest.run(Path(selftest.__file__).parent, CGROUPS)))
+    print(section(os.uname().release, selftest.run(OBJECTS, CGROUPS)))
