@@ -109,6 +109,20 @@ def register_at_random(seed: int, count: int, *, clones: bool) -> None:
                 os.close(rings.pop(chance.randrange(len(rings))))
 
 
+def share_rings_at_random(seed: int, count: int, rings: Sequence[int], *, clones: bool) -> None:
+    """Register, clone and release the buffers of rings that other processes use too."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        ring, kind = chance.choice(rings), chance.choice(("register", "clone", "unregister"))
+        with suppress(OSError):
+            if kind == "clone" and clones:
+                pinning.clone_buffers(ring, chance.choice(rings))
+            elif kind == "unregister":
+                pinning.unregister_buffers(ring)
+            else:
+                _register(ring, chance)
+
+
 def _register(ring: int, chance: random.Random) -> None:
     """Register buffers that begin and end within pages, and unmap some of them at once."""
     size = MOST_PAGES * PAGE

@@ -18,7 +18,12 @@ from pinwarden.node.linux import pinning, sysvshm
 
 from ..waiting import eventually
 from .ledger import PAGE, Caller, LoadedLedger, pinned_pages
-from .random_pins import lock_at_random, lock_segments_at_random, register_at_random
+from .random_pins import (
+    lock_at_random,
+    lock_segments_at_random,
+    register_at_random,
+    share_rings_at_random,
+)
 
 pytestmark = pytest.mark.emulated
 
@@ -125,6 +130,28 @@ def test_registered_buffers_equal_pinned_pages_after_random_operations(
         lambda amounts: amounts[0] == amounts[1] > 0,
     )
     ledger.end_workers()
+    ledger.until(pod, IO_URING, 0)
+    eventually(pinned_pages, lambda pinned: pinned == before)
+
+
+@pytest.mark.parametrize("number", ROUNDS)
+def test_buffers_of_rings_that_processes_share_equal_pinned_pages(
+    ledger: LoadedLedger, pod: Path, seed: int, number: int
+) -> None:
+    """Rings share buffers, and clone and release the same ones at once."""
+    before, clones = pinned_pages(), has_clones()
+    with ExitStack() as stack:
+        rings = [pinning.open_ring() for _ in range(6)]
+        for ring in rings:
+            stack.callback(os.close, ring)
+        run_at_random(
+            ledger,
+            pod,
+            seed + 1000 * number,
+            lambda seed: share_rings_at_random(seed, 4 * OPERATIONS, rings, clones=clones),
+        )
+        ledger.end_workers()
+        assert ledger.charged(pod, IO_URING) == pinned_pages() - before
     ledger.until(pod, IO_URING, 0)
     eventually(pinned_pages, lambda pinned: pinned == before)
 
