@@ -4,6 +4,7 @@ An object is the same to the byte wherever it is compiled: its debug information
 kernel's own (BTF) is made, has no path of the machine.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ FLAGS = (
     *("-target", "bpf", "-mcpu=v3", "-g", "-O2"),
     *("-Wall", "-Wextra", "-Werror"),
     *("-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-missing-declarations"),
-    *("-fdebug-compilation-dir=.", "-ffile-prefix-map=/usr/include="),
+    "-fdebug-compilation-dir=.",
 )
 
 
@@ -42,6 +43,19 @@ def _sources(tree: Path) -> Iterator[Path]:
     yield from sorted(path for path in folder.glob("*.[ch]") if path.is_file())
 
 
+def compile_program(source: Path, target: Path) -> None:
+    """Compile a file in C into an object. Raises ClusterError with the compiler's messages."""
+    root = compiler()
+    (libraries,) = root.glob("usr/lib/*-linux-gnu")
+    machine = Path("/", libraries.relative_to(root))  # first: its C library fits its linker
+    headers = root / "usr/include"
+    command: list[str | Path] = [
+        *(root / "usr/bin/clang-14", *FLAGS, f"-ffile-prefix-map={headers}="),
+        *("-isystem", headers, "-c", source.name, "-o", target),
+    ]
+    run(command, cwd=source.parent, env=os.environ | {"LD_LIBRARY_PATH": f"{machine}:{libraries}"})
+
+
 def objects(tree: Path = ROOT) -> Path:
     """Return a folder with the object of each bpf/*.bpf.c of a source tree, empty if it has none.
 
@@ -52,9 +66,7 @@ def objects(tree: Path = ROOT) -> Path:
     def build(folder: Path) -> None:
         for source in sources:
             if source.name.endswith(".bpf.c"):
-                target = folder / f"{source.stem}.o"
-                command = ["clang-14", *FLAGS, "-c", source.name, "-o", str(target)]
-                run([*debian.as_if_installed(compiler()), *command], cwd=source.parent)
+                compile_program(source, folder / f"{source.stem}.o")
 
     inputs = [part for path in sources for part in (path.name.encode(), path.read_bytes())]
     return cached("bpf", [repr((COMPILER, FLAGS)).encode(), *inputs], build)
