@@ -33,7 +33,7 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-const volatile u64 page_size = 4096;
+const volatile u64 page_size = 4096;	/* the loader sets it before the load */
 
 /* ---- mlock ---- */
 

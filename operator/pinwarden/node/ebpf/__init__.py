@@ -1,5 +1,5 @@
-"""The eBPF ledger: programs in the kernel that count pinned memory, by cgroup and source.
+"""The eBPF ledger: programs in the kernel count pinned memory, by cgroup and source.
 
-`loader` loads programs, `accounts` reads what they count, `selftest` finds out what they count on
-this kernel. The programs are in the folder bpf/ of the repository.
+`loader` loads the programs of the folder bpf/, and `accounts` reads their counts. `selftest` does
+each of the `operations`, and finds out which ones this kernel counts.
 """

@@ -8,6 +8,7 @@ kernel detaches and unloads a program when the last descriptor of its link is cl
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from ctypes import c_bool, c_char_p, c_int, c_size_t, c_void_p
@@ -25,13 +26,13 @@ VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _LOG_BYTES: Final = 1 << 20
 """Of the verifier's log. Linux 6.4 and newer keep its end, older ones fail with ENOSPC."""
 _LOG_LINES: Final = 12
-_RIGHTS: Final = "needs CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE, and no lockdown=confidentiality"
+_RIGHTS: Final = "needs CAP_BPF and CAP_PERFMON, and a kernel without lockdown=confidentiality"
 _PREFIXES: Final = {"lsm": "bpf_lsm_", "lsm.s": "bpf_lsm_", "tp_btf": "btf_trace_"}
 """How the kernel's BTF names the target of a section, if it is not the function itself."""
 
 
 class BpfError(Exception):
-    """Programs cannot be loaded or attached; the message says why, and what this needs."""
+    """Programs cannot be loaded or attached; the message names the cause and the needed rights."""
 
 
 class BpfObject:
@@ -78,6 +79,7 @@ class BpfObject:
             program: self._library.bpf_program__section_name(program).decode()
             for program in self._all_programs()
         }
+        self._set_page_size()
         missing = self._missing(set(sections.values()))
         self.left_out = sorted({section.partition("/")[2] for section in missing})
         logs: dict[str, ctypes.Array[ctypes.c_char]] = {}
@@ -120,6 +122,17 @@ class BpfObject:
             for program in self._programs.values()
         )
 
+    def _set_page_size(self) -> None:
+        """Set `page_size`, the only constant of an object that has one. Raises BpfError."""
+        section = self._library.bpf_object__find_map_by_name(self._object, b".rodata")
+        if not section:
+            return
+        size = c_size_t()
+        value = self._library.bpf_map__initial_value(section, ctypes.byref(size))
+        if not value or size.value != ctypes.sizeof(ctypes.c_uint64):
+            raise BpfError(f"{self._path.name} has other constants than page_size")
+        ctypes.c_uint64.from_address(value).value = mmap.PAGESIZE
+
     def _all_programs(self) -> Iterator[int]:
         program = self._library.bpf_object__next_program(self._object, None)
         while program:
@@ -147,20 +160,20 @@ def _btf_name(section: str) -> str:
 
 
 def _refusals(logs: dict[str, "ctypes.Array[ctypes.c_char]"]) -> Iterator[str]:
-    """Yield what the verifier said of each refused program: its name, and the end of the log."""
+    """Yield the name of each refused program, and the end of the verifier's log."""
     for name, log in logs.items():
         if lines := log.value.decode(errors="replace").splitlines():
             yield f"program {name}:"
             yield from lines[-_LOG_LINES:]
 
 
-def _failure(what: str, *lines: str) -> BpfError:
+def _failure(failed: str, *lines: str) -> BpfError:
     """Return the exception for the current errno, with further lines."""
     number = ctypes.get_errno()
     why = os.strerror(number)
     if number in (errno.EPERM, errno.EACCES) and not lines:
         why = f"{why}: it {_RIGHTS}"
-    return BpfError("\n".join([f"{what}: {why}", *lines]))
+    return BpfError("\n".join([f"{failed}: {why}", *lines]))
 
 
 @cache
@@ -177,6 +190,8 @@ def _library() -> Any:
         "bpf_object__close": (None, c_void_p),
         "bpf_object__next_program": (c_void_p, c_void_p, c_void_p),
         "bpf_object__find_map_fd_by_name": (c_int, c_void_p, c_char_p),
+        "bpf_object__find_map_by_name": (c_void_p, c_void_p, c_char_p),
+        "bpf_map__initial_value": (c_void_p, c_void_p, c_void_p),
         "bpf_program__name": (c_char_p, c_void_p),
         "bpf_program__section_name": (c_char_p, c_void_p),
         "bpf_program__fd": (c_int, c_void_p),

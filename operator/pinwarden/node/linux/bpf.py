@@ -1,6 +1,6 @@
-"""Maps and programs in the kernel by bpf(2), for a process that has their descriptors.
+"""Maps and programs in the kernel by bpf(2), for a process with their descriptors.
 
-Keys and values of maps are bytes in the layout of the programs that use the map.
+Keys and values of a map are bytes in the layout of its programs.
 """
 
 import ctypes
@@ -64,7 +64,7 @@ class Map:
     def keys(self) -> Iterator[bytes]:
         """Yield the keys once each. A key that is added or removed meanwhile can be missing.
 
-        After a key that is removed meanwhile, the kernel begins again. Raises OSError.
+        After the removal of a key, the kernel begins again. Raises OSError.
         """
         following = ctypes.create_string_buffer(self._key_bytes)
         seen = dict[bytes, None]()
@@ -76,7 +76,7 @@ class Map:
                 yield key
 
     def items(self, flags: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Yield keys and values, without keys that are removed meanwhile. Raises OSError."""
+        """Yield keys and values, without keys removed meanwhile. Raises OSError."""
         for key in self.keys():
             value = self.get(key, flags)
             if value is not None:
