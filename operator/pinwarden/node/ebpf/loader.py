@@ -23,8 +23,12 @@ LIBRARY: Final = "libbpf.so.1"
 OBJECTS: Final = Path(__file__).parent
 """Where the package has its object files."""
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
-_LOG_BYTES: Final = 1 << 20
-"""Of the verifier's log. Linux 6.4 and newer keep its end, older ones fail with ENOSPC."""
+_LOG_BYTES: Final = 1 << 24
+"""The most of one verifier's log. With a longer log the load fails with ENOSPC, not with its cause,
+and before Linux 6.4 without the end of the log.
+"""
+_LOG_END_BYTES: Final = 8192
+_MAP_NORESERVE: Final = 0x4000
 _LOG_LINES: Final = 12
 _RIGHTS: Final = "needs CAP_BPF and CAP_PERFMON, and a kernel without lockdown=confidentiality"
 _PREFIXES: Final = {"lsm": "bpf_lsm_", "lsm.s": "bpf_lsm_", "tp_btf": "btf_trace_"}
@@ -82,15 +86,16 @@ class BpfObject:
         self._set_page_size()
         missing = self._missing(set(sections.values()))
         self.left_out = sorted({section.partition("/")[2] for section in missing})
-        logs: dict[str, ctypes.Array[ctypes.c_char]] = {}
+        logs: dict[str, mmap.mmap] = {}
         for program, section in sections.items():
             name = self._library.bpf_program__name(program).decode()
             if section in missing:
                 self._library.bpf_program__set_autoload(program, False)
                 continue
             self._programs[name] = program
-            logs[name] = ctypes.create_string_buffer(_LOG_BYTES)
-            self._library.bpf_program__set_log_buf(program, logs[name], _LOG_BYTES)
+            logs[name] = _log_buffer()
+            address = ctypes.addressof(ctypes.c_char.from_buffer(logs[name]))
+            self._library.bpf_program__set_log_buf(program, address, _LOG_BYTES)
         if self._library.bpf_object__load(self._object) < 0:
             raise _failure(f"cannot load {self._path.name}", *_refusals(logs))
         for program in self._programs.values():
@@ -159,10 +164,18 @@ def _btf_name(section: str) -> str:
     return _PREFIXES.get(kind, "") + target
 
 
-def _refusals(logs: dict[str, "ctypes.Array[ctypes.c_char]"]) -> Iterator[str]:
+def _log_buffer() -> mmap.mmap:
+    """Return memory for one log. The kernel writes only the pages that the log has."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    return mmap.mmap(-1, _LOG_BYTES, flags=flags)
+
+
+def _refusals(logs: dict[str, mmap.mmap]) -> Iterator[str]:
     """Yield the name of each refused program, and the end of the verifier's log."""
     for name, log in logs.items():
-        if lines := log.value.decode(errors="replace").splitlines():
+        length = log.find(b"\0")
+        end = log[max(0, length - _LOG_END_BYTES) : length]
+        if lines := end.decode(errors="replace").splitlines():
             yield f"program {name}:"
             yield from lines[-_LOG_LINES:]
 
@@ -196,7 +209,7 @@ def _library() -> Any:
         "bpf_program__section_name": (c_char_p, c_void_p),
         "bpf_program__fd": (c_int, c_void_p),
         "bpf_program__set_autoload": (c_int, c_void_p, c_bool),
-        "bpf_program__set_log_buf": (c_int, c_void_p, c_char_p, c_size_t),
+        "bpf_program__set_log_buf": (c_int, c_void_p, c_void_p, c_size_t),
         "bpf_program__attach": (c_void_p, c_void_p),
         "bpf_link__destroy": (c_int, c_void_p),
         "btf__load_vmlinux_btf": (c_void_p,),

@@ -1,11 +1,13 @@
 """Maps and programs in the kernel by bpf(2), for a process with their descriptors.
 
-Keys and values of a map are bytes in the layout of its programs.
+Keys and values of a map are bytes in the layout of its programs. The kernel copies as many bytes as
+the map has, whatever the size of the caller's buffer. So a `Map` compares the sizes first.
 """
 
 import ctypes
 import errno
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -16,6 +18,10 @@ _BPF: Final = {"x86_64": 321, "aarch64": 280}.get(os.uname().machine, -1)
 _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _INFO = 1, 2, 3, 4, 15
 _RECURSION_MISSES: Final = 208
 """The offset in `struct bpf_prog_info`."""
+_MAP_INFO: Final = struct.Struct("=I4xII")
+"""`struct bpf_map_info`: type, key_size, value_size."""
+_PER_CPU: Final = (5, 6, 10, 21)
+"""Types of maps with a value for each processor, all of which the kernel copies at once."""
 LOCK: Final = 4
 """BPF_F_LOCK: read or write a value under its `bpf_spin_lock`."""
 
@@ -41,6 +47,13 @@ class Map:
     """A map with keys and values of fixed sizes in bytes. `fd` stays the caller's to close."""
 
     def __init__(self, fd: int, key_bytes: int, value_bytes: int) -> None:
+        """Raise ValueError if the map has other sizes, or a value for each processor; OSError."""
+        kind, key_size, value_size = _MAP_INFO.unpack(_info(fd, _MAP_INFO.size))
+        if kind in _PER_CPU or (key_size, value_size) != (key_bytes, value_bytes):
+            raise ValueError(
+                f"a map of type {kind} has keys of {key_size} and values of {value_size} bytes, "
+                f"not {key_bytes} and {value_bytes}"
+            )
         self._fd = fd
         self._key_bytes = key_bytes
         self._value_bytes = value_bytes
@@ -111,9 +124,15 @@ def recursion_misses(program: int) -> int:
 
     Raises OSError.
     """
-    info = ctypes.create_string_buffer(_RECURSION_MISSES + 8)
-    _bpf(_INFO, _Info(program, len(info), ctypes.addressof(info)))
-    return int.from_bytes(info.raw[_RECURSION_MISSES:], sys.byteorder)
+    info = _info(program, _RECURSION_MISSES + 8)
+    return int.from_bytes(info[_RECURSION_MISSES:], sys.byteorder)
+
+
+def _info(fd: int, size: int) -> bytes:
+    """Return the first bytes of what the kernel tells about a map or program."""
+    info = ctypes.create_string_buffer(size)
+    _bpf(_INFO, _Info(fd, size, ctypes.addressof(info)))
+    return info.raw
 
 
 def _bpf(command: int, attributes: ctypes.Structure) -> None:
