@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = Path("operator/pinwarden/node/ebpf")
 """Where the package has the objects, in a source tree."""
 COMPILER = ("clang-14", "libbpf-dev")
-LIBRARIES = ("libbpf1", "libelf1", "zlib1g")
+LIBRARIES = ("libbpf1/bookworm", "libelf1", "zlib1g")
 FLAGS = (
     *("-target", "bpf", "-mcpu=v3", "-g", "-O2"),
     *("-Wall", "-Wextra", "-Werror"),
