@@ -124,7 +124,7 @@ release: venv ## every file of a release of the last commit, in dist/; publishes
 upgrade-check: venv ## upgrade a running cluster from another commit to this tree and back, and check that nothing is lost; FROM=COMMIT
 	$(BIN)/python -m release upgrade-check $(or $(FROM),HEAD~1)
 
-bench: venv ## every figure of bench/README.md, about half an hour
+bench: venv ## every figure of bench/README.md, about an hour
 	$(BIN)/python bench/plan_scale.py
 	$(BIN)/python bench/agent_scan.py
 	$(BIN)/python bench/borrow_cost.py
@@ -132,6 +132,7 @@ bench: venv ## every figure of bench/README.md, about half an hour
 	$(BIN)/python bench/gate_latency.py
 	$(BIN)/python -m cluster guest -- $(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/nri_plugin.py
+	$(BIN)/python bench/nri_start.py
 	$(BIN)/python bench/operator_scale.py
 	$(BIN)/python bench/cluster_nodes.py
 
