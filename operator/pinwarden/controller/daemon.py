@@ -160,6 +160,7 @@ class _Operator:
             self._kopf.run(),
             self._resync.run(),
             self._recorder.run(),
+            self._recorder.run_settling(),
             self._denial_events.run(),
             self._lead(),
             self._sync(),

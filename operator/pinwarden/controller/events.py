@@ -3,8 +3,10 @@ and `kubectl events`.
 
 Events on a limit or group follow from the difference between two written statuses. Their number is
 bounded: one per reason and change, no repetition of a text within ten minutes, and a small budget
-per object. Events on a pod report denied calls, see `denial_events`. If sending fails, the Event is
-dropped and counted, because the status has the facts.
+per object. While a pod starts, its limit is often not enforced for a second or two. So a change of
+enforcement causes an Event only if it lasts. Events on a pod report denied calls, see
+`denial_events`. If sending fails, the Event is dropped and counted, because the status has the
+facts.
 """
 
 import asyncio
@@ -12,7 +14,7 @@ import hashlib
 import logging
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from time import monotonic
 from typing import Literal, NamedTuple
@@ -30,6 +32,9 @@ from pinwarden.controller.resources import ObservedResource, Status
 from pinwarden.plan.types import Pod
 
 REPEAT_SECONDS = 600.0
+SETTLE_SECONDS = 10.0
+"""How long a change of enforcement must last before an Event."""
+_SETTLE_POLL_SECONDS = 1.0
 _BURST = 10
 _PER_SECOND = 1 / 30
 _QUEUE = 256
@@ -37,15 +42,8 @@ _REMEMBERED = 4096
 _NOTE_BYTES = 1024
 _REASON_LENGTH = 128
 _STEM_LENGTH = 236  # of 253, for a dot and 16 digits
-_REPORTED_CONDITIONS = (
-    "Accepted",
-    "Applied",
-    "Available",
-    "Enforced",
-    "WithinLimit",
-    "Granted",
-    "Drained",
-)
+_SETTLING_CONDITIONS = ("Enforced", "WithinLimit")
+_REPORTED_CONDITIONS = ("Accepted", "Applied", "Available", "Granted", "Drained")
 # Intermediate and requested states cause no Event.
 _QUIET_REASONS = {
     "Pending",
@@ -70,8 +68,17 @@ class EventDraft(NamedTuple):
     note: str
 
 
+class _Unsettled(NamedTuple):
+    """The statuses before a change and after the newest one. At `due` the change has lasted."""
+
+    resource: ObservedResource
+    before: Status | None
+    after: Status
+    due: float
+
+
 class EventRecorder:
-    """Record Events; `run` sends the Events of limits and groups."""
+    """Record Events; `run` and `run_settling` send the Events of limits and groups."""
 
     def __init__(
         self, api: Api, metrics: Metrics, items: Items, clock: Callable[[], float] = monotonic
@@ -83,6 +90,7 @@ class EventRecorder:
         self._queue: asyncio.Queue[tuple[str, Json]] = asyncio.Queue(_QUEUE)
         self._buckets: dict[str, TokenBucket] = {}
         self._sent_at: dict[tuple[str, EventDraft], float] = {}
+        self._unsettled: dict[str, _Unsettled] = {}
         self._instance = socket.gethostname()
 
     def record_change(
@@ -91,6 +99,27 @@ class EventRecorder:
         """Record the Events of a written status."""
         for draft in drafts_of_change(before, after):
             self.record(resource, draft)
+        if earlier := self._unsettled.get(resource.uid):
+            self._unsettled[resource.uid] = earlier._replace(resource=resource, after=after)
+        elif any(drafts_of_enforcement(before, after)):
+            due = self._clock() + SETTLE_SECONDS
+            self._unsettled[resource.uid] = _Unsettled(resource, before, after, due)
+
+    async def run_settling(self) -> None:
+        """Record the Events of lasting changes of enforcement until cancelled."""
+        while True:
+            await asyncio.sleep(_SETTLE_POLL_SECONDS)
+            self.settle()
+
+    def settle(self) -> None:
+        """Record the Events of each change of enforcement that has lasted."""
+        now = self._clock()
+        for uid, change in list(self._unsettled.items()):
+            if change.due <= now:
+                del self._unsettled[uid]
+                with self._items.item("events", change.resource.name):
+                    for draft in drafts_of_enforcement(change.before, change.after):
+                        self.record(change.resource, draft)
 
     def record(self, resource: ObservedResource, draft: EventDraft) -> None:
         """Record an Event, unless it repeats a recent Event or exceeds the object's budget."""
@@ -219,17 +248,9 @@ def _reference(limit: ObservedResource) -> Json:
 
 
 def drafts_of_change(before: Status | None, after: Status) -> Iterator[EventDraft]:
-    """Yield the Events for a change of status, one per reason."""
-    old = {condition.type: condition for condition in (before.conditions if before else [])}
-    reasons: set[str] = set()
-    for condition in after.conditions:
-        if condition.type not in _REPORTED_CONDITIONS or not _is_news(
-            old.get(condition.type), condition
-        ):
-            continue
-        if condition.reason not in reasons:
-            reasons.add(condition.reason)
-            yield _draft_of_condition(condition)
+    """Yield the Events for a change of status, one per reason, without those of enforcement."""
+    for condition in _news(before, after, _REPORTED_CONDITIONS).values():
+        yield _draft_of_condition(condition)
     worst, known = _overshoot(after), _overshoot(before)
     if worst and worst.count > (known.count if known else 0):
         yield EventDraft(
@@ -239,6 +260,24 @@ def drafts_of_change(before: Status | None, after: Status) -> Iterator[EventDraf
             f"Samples exceeded the limit, at worst by {short(worst.peak_bytes)} "
             f"for {worst.seconds:g} s.",
         )
+
+
+def drafts_of_enforcement(before: Status | None, after: Status) -> Iterator[EventDraft]:
+    """Yield the Events for a change of enforcement, one per reason, none for a known reason."""
+    told = {item.reason for item in after.conditions if item.type in _REPORTED_CONDITIONS}
+    for reason, condition in _news(before, after, _SETTLING_CONDITIONS).items():
+        if reason not in told:
+            yield _draft_of_condition(condition)
+
+
+def _news(before: Status | None, after: Status, types: Collection[str]) -> dict[str, Condition]:
+    """Return the first changed condition of these types for each reason."""
+    old = {condition.type: condition for condition in (before.conditions if before else [])}
+    news: dict[str, Condition] = {}
+    for condition in after.conditions:
+        if condition.type in types and _is_news(old.get(condition.type), condition):
+            news.setdefault(condition.reason, condition)
+    return news
 
 
 def _overshoot(status: Status | None) -> Overshoot | None:

@@ -15,7 +15,7 @@ from pinwarden.api.nodepinconfig import NodePinConfigSpec
 from pinwarden.api.pinlimit import ClusterPinLimit, PinLimit, PinLimitStatus, Source
 from pinwarden.controller import resources, spec_reconciler, status_reconciler, store, transform
 from pinwarden.controller.client import FIELD_MANAGER, ApiError
-from pinwarden.controller.events import EventRecorder
+from pinwarden.controller.events import SETTLE_SECONDS, EventRecorder
 from pinwarden.controller.finalizers import Finalizers
 from pinwarden.controller.items import Items
 from pinwarden.controller.managed_resource import STATUS_BURST, STATUSES_PER_SECOND
@@ -91,7 +91,8 @@ class Operator:
         self.queues = (compile_queue, self.store.slow_compile_queue, aggregate_queue)
         self.renewed = asyncio.Event()
         self.guard = WriteGuard(lambda: self.leading, self.renewed, RateLimiter(10_000.0, 10_000.0))
-        self.recorder = EventRecorder(server, metrics, items)  # type: ignore[arg-type]
+        self.now = 0.0
+        self.recorder = EventRecorder(server, metrics, items, lambda: self.now)  # type: ignore[arg-type]
         self.specs = SpecReconciler(
             server,  # type: ignore[arg-type]
             self.store,
@@ -100,7 +101,6 @@ class Operator:
             metrics,
             items,
         )
-        self.now = 0.0
         self.finalizers = Finalizers(
             server,  # type: ignore[arg-type]
             self.store,
@@ -120,6 +120,12 @@ class Operator:
             metrics,
             items,
         )
+
+    async def settle(self) -> None:
+        """Let the time pass after which a change of enforcement has lasted."""
+        await self.rest()
+        self.now += SETTLE_SECONDS
+        self.recorder.settle()
 
     def node(self, name: str = "n1", uid: str = "node-uid", *, lost: bool = False) -> None:
         self.store.put_node(KnownNode(Node(name), uid, lost))
@@ -152,8 +158,18 @@ class Operator:
         conditions: list[dict[str, str]] = self.status().get("conditions", [])
         return {condition["type"]: condition["reason"] for condition in conditions}.get(kind, "")
 
-    def report(self, pinned: int = 4096, node: str = "n1", *, ended: Sequence[str] = ()) -> None:
-        """Deliver a report that applies the spec, without the pods in `ended`."""
+    def report(
+        self,
+        pinned: int = 4096,
+        node: str = "n1",
+        *,
+        ended: Sequence[str] = (),
+        weak: str = "",
+    ) -> None:
+        """Deliver a report that applies the spec, without the pods in `ended`.
+
+        With the reason `weak`, pods are at Observe.
+        """
         config = copy.deepcopy(self.server.objects[config_path(node)])
         spec, _ = NodePinConfigSpec.parse(config["spec"])
         level = {"level": "Converge", "reason": ""}
@@ -168,7 +184,7 @@ class Operator:
                     "vmPin": 0,
                     "peak": pinned,
                     "processes": 1,
-                    **level,
+                    **({"level": "Observe", "reason": weak} if weak else level),
                 }
                 for pod in spec.pods
                 if pod.limits and pod.uid not in ended
@@ -708,16 +724,43 @@ def test_events_of_status_have_each_reason_once() -> None:
         await operator.until(lambda: operator.spec().get("limits"))
         operator.report()
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        await operator.settle()
         operator.agent(ready=False)
         await operator.until(lambda: operator.condition("Enforced") == "AgentSilent")
+        await operator.settle()
         operator.agent(ready=True)
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        await operator.settle()
         await operator.rest()
 
     server = scenario(work)
     reasons = [event["reason"] for event in server.events]
     assert sorted(reasons) == ["Accepted", "AgentSilent", "Applied", "Enforced"]
     assert {event["regarding"]["uid"] for event in server.events} == {"limit-uid"}
+
+
+def test_only_lasting_change_of_enforcement_causes_an_event() -> None:
+    async def work(operator: Operator) -> None:
+        operator.node()
+        operator.agent()
+        operator.pod()
+        operator.limit()
+        await operator.until(lambda: operator.spec().get("limits"))
+        operator.report()
+        await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+        await operator.settle()
+        for lasts in (False, True):
+            operator.report(weak="CapIPCLock")
+            await operator.until(lambda: operator.condition("Enforced") == "CapIPCLock")
+            if lasts:
+                await operator.settle()
+            operator.report()
+            await operator.until(lambda: operator.condition("Enforced") == "Enforced")
+            await operator.settle()
+        await operator.rest()
+
+    reasons = [event["reason"] for event in scenario(work).events]
+    assert sorted(reasons) == ["Accepted", "Applied", "CapIPCLock", "Enforced"]
 
 
 def test_limit_invalid_reads_with_the_problem_of_its_field() -> None:
