@@ -293,7 +293,10 @@ def main() -> None:
         site = Site(cluster)
         for namespace in (LIMITED, FREE):
             site.kubectl("create", "namespace", namespace)
-        only = f" --set agent.nodeSelector.kubernetes\\\\.io/hostname={site.node.name}"
+        only = "".join(
+            f" --set {part}.nodeSelector.kubernetes\\\\.io/hostname={site.node.name}"
+            for part in ("agent", "operator")
+        )
         install(cluster.kubeconfig, 1, only)
         site.apply(LIMIT)
         known = "grep -c limitedNamespaces..*" + LIMITED + " /var/lib/pinwarden/nodepinconfig.json"
