@@ -54,6 +54,11 @@ writable = sum(os.access(place, os.W_OK) for place in sys.path if place)
 ssl.create_default_context()
 print(os.getuid(), os.getgid(), writable, sys.getfilesystemencoding(), "OK")
 """
+BPF = """
+import ctypes
+from pinwarden.node.ebpf.loader import LIBRARY, OBJECTS
+print(*(path.name for path in OBJECTS.glob("*.bpf.o")), ctypes.CDLL(LIBRARY).libbpf_major_version())
+"""
 THREADS_AND_NAMES = """
 import ctypes, socket, threading
 print(socket.gethostbyname("localhost"))
@@ -70,7 +75,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two archives, built at once from copies of the source, in different folders and stores."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "another")]
     first = folders[0] / "source"
-    for name in ("operator", *image.FILES, "requirements-dev.lock"):
+    for name in ("operator", "bpf", *image.FILES, "requirements-dev.lock"):
         (first / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, first / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -184,7 +189,7 @@ def test_every_module_has_byte_code_that_is_not_compared_with_its_source(built: 
 
 def test_command_and_every_module_of_it_start(root: Path, built: Image) -> None:
     assert run(root, built, "pinwarden", "--version").split() == ["pinwarden", PROJECT["version"]]
-    for part in ("operator", "agent", "gate", "holder", "accountant"):
+    for part in ("operator", "agent", "gate", "holder", "accountant", "nri", "ebpf"):
         assert f"usage: pinwarden {part} " in run(root, built, "pinwarden", part, "--help")
     there = {path.stem for path in (ROOT / "operator/pinwarden").rglob("*.py")} - {
         "__init__",
@@ -193,6 +198,10 @@ def test_command_and_every_module_of_it_start(root: Path, built: Image) -> None:
     names = run(root, built, "python3", "-c", IMPORT_ALL).split()
     assert there <= {name.rpartition(".")[2] for name in names}
     assert run(root, built, "python3", "-c", WHO).split() == ["65532", "65532", "0", "utf-8", "OK"]
+
+
+def test_ebpf_has_its_programs_and_libbpf(root: Path, built: Image) -> None:
+    assert run(root, built, "python3", "-c", BPF).split() == ["ledger.bpf.o", "1"]
 
 
 def test_threads_end_and_names_are_looked_up_without_the_base(root: Path, built: Image) -> None:
