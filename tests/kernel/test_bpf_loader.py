@@ -53,20 +53,29 @@ def test_program_without_a_target_is_left_out(tmp_path: Path) -> None:
     with BpfObject(compiled(tmp_path, HEAD)) as tried:
         tried.load()
         tried.attach()
-        assert tried.left_out == ["no_such_function"]
+        assert tried.left_out == {"without_target": "this kernel has no no_such_function"}
         assert tried.recursion_misses() == 0
         with pytest.raises(BpfError, match=r"tried\.bpf\.o has no map accounts"):
             tried.map_fd("accounts")
 
 
-def test_refused_program_is_named_with_the_end_of_the_log(tmp_path: Path) -> None:
+@pytest.mark.rule("H1")
+def test_refused_program_is_left_out_with_the_end_of_the_log(tmp_path: Path) -> None:
+    """The others go on."""
     with BpfObject(compiled(tmp_path, HEAD + REFUSED)) as tried:
+        tried.load()
+        tried.attach()
+        assert tried.left_out.keys() == {"without_target", "read_anything"}
+        assert "invalid mem access" in tried.left_out["read_anything"]
+
+
+def test_object_whose_programs_are_all_refused_is_an_error(tmp_path: Path) -> None:
+    with BpfObject(compiled(tmp_path, LICENSE + REFUSED)) as tried:
         with pytest.raises(BpfError) as raised:
             tried.load()
         said = str(raised.value)
         assert said.startswith("cannot load tried.bpf.o: Permission denied\nprogram read_anything:")
         assert "invalid mem access" in said
-        assert "count_mlock" not in said
 
 
 def test_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
