@@ -3,7 +3,7 @@
  * The few kernel types that the programs read.
  *
  * CO-RE relocates every field by its name when the object is loaded, so a structure lists only
- * the fields in use, in any order. That serves every kernel with BTF, and vmlinux.h is not needed.
+ * the fields in use, in any order, and vmlinux.h is not needed.
  * A field that some kernels lack is read behind bpf_core_field_exists().
  */
 #ifndef PINWARDEN_KERNEL_H
@@ -48,6 +48,9 @@ struct bpf_spin_lock {
 /* include/linux/mm.h */
 #define VM_LOCKED 0x2000
 
+/* include/linux/sched.h */
+#define PF_EXITING 0x4
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct kernfs_node {
@@ -70,6 +73,7 @@ struct mm_struct {
 };
 
 struct task_struct {
+	unsigned int flags;
 	struct mm_struct *mm;
 	struct css_set *cgroups;
 };

@@ -3,13 +3,14 @@
  * The ledger: how much memory is pinned, by cgroup and source, to the byte.
  *
  * Accounts. User space inserts an account for every cgroup that it wants counted. A charge goes to
- * the nearest ancestor with an account. Whoever has none is not counted.
+ * the nearest ancestor with an account. A task without one is not counted.
  *
  * mlock, by difference. Each address space has one state with the bytes that its account has for
  * it. A program that runs after a change of mm->locked_vm compares the two and adds the difference.
  * So a later program repairs what an earlier one missed. That includes mlock, mlock2, mlockall,
  * MAP_LOCKED, the mappings of memfd_secret, and growth under MCL_FUTURE. A driver that counts in
- * mm->locked_vm (VFIO) is included too, until the address space ends.
+ * mm->locked_vm (VFIO) is included too, from the next change of a mapping until the address space
+ * ends.
  *
  * The end of an address space has one program. If the kernel skips it, because the same program
  * already runs on this processor, the charge stays until the mm_struct is used again.
@@ -19,12 +20,13 @@
  * the task that asked for the pin, and stays the payer if that task moves (P3, P10).
  *
  * A task that moves. Its locked memory is a property of its address space and moves with the owner
- * of the address space (P10): at once, by the tracepoint cgroup_attach_task. Every other program
- * looks for the owner's account again too. So an account that is created later takes over an
- * address space at its next change.
+ * of the address space (P10): at once, by the tracepoint cgroup_attach_task. If the first thread of
+ * the process has exited, it moves at its next change. Every other program looks for the owner's
+ * account again too. So an account that is created later takes over an address space at its next
+ * change.
  *
- * Kernels. One object serves Linux 6.1 and 6.12. The loader leaves out a program whose function
- * the kernel lacks. A function that the compiler inlines can have a program which never runs,
+ * Kernels. One object serves Linux 6.1 and 6.12; others are not tried. The loader leaves out a
+ * program whose function the kernel lacks, or that the kernel refuses. A function that the compiler inlines can have a program which never runs,
  * so the self-test decides which sources count.
  */
 #include "accounts.bpf.h"
@@ -68,7 +70,7 @@ static __always_inline bool charge_difference(struct mm_struct *mm)
 			return false;
 		state = create_state(key);
 		if (!state) {
-			count_lost(LOST_ADDRESS_SPACES_FULL);
+			count_lost(LOST_ADDRESS_SPACE_NOT_STORED);
 			return false;
 		}
 	}
@@ -88,7 +90,7 @@ static __always_inline bool charge_difference(struct mm_struct *mm)
 		charge(previous, SOURCE_MLOCK, -before);
 		charge(cgroup, SOURCE_MLOCK, now);
 	}
-	return owner && BPF_CORE_READ(owner, cgroups) != cgroups;
+	return mm->owner != owner || (owner && BPF_CORE_READ(owner, cgroups) != cgroups);
 }
 
 static __noinline int sync(struct mm_struct *mm)
@@ -214,7 +216,8 @@ int BPF_PROG(move_task, struct cgroup *cgroup, const char *path, struct task_str
 {
 	struct mm_struct *mm = task->mm;
 
-	if (mm)
+	/* Nothing keeps the address space of a task that exits. */
+	if (mm && !(task->flags & PF_EXITING))
 		sync(mm);
 	return 0;
 }
@@ -246,10 +249,11 @@ static __always_inline void charge_object(u64 key, u64 number, u32 source, s64 b
 		bpf_map_delete_elem(&objects, &key);
 	}
 	object.cgroup = account_of(task->cgroups);
-	if (!object.cgroup)
+	/* A segment can be locked again, by a task with an account, and its payer stays. */
+	if (!object.cgroup && source != SOURCE_SHM_LOCK)
 		return;
 	if (bpf_map_update_elem(&objects, &key, &object, BPF_ANY)) {
-		count_lost(LOST_OBJECTS_FULL);
+		count_lost(LOST_OBJECT_NOT_STORED);
 		return;
 	}
 	charge(object.cgroup, source, bytes);

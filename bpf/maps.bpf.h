@@ -18,7 +18,7 @@ struct address_space_state {
 
 struct object {
 	u64 cgroup;
-	u64 number;	/* of the inode, to tell it from a later one at the same address */
+	u64 number;	/* of the inode, which another IPC namespace may have too */
 	s64 bytes;
 	u32 source;
 	s32 references;

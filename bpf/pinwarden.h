@@ -18,8 +18,8 @@ enum source {
 
 /* Why a charge is not in its account. The index of the map `lost`, which counts charges. */
 enum lost_reason {
-	LOST_ADDRESS_SPACES_FULL,	/* the map `address_spaces` has no room */
-	LOST_OBJECTS_FULL,		/* the map `objects` has no room */
+	LOST_ADDRESS_SPACE_NOT_STORED,	/* `address_spaces` had no room or no memory */
+	LOST_OBJECT_NOT_STORED,		/* `objects` had no room or no memory */
 	LOST_ACCOUNT_GONE,		/* user space deleted the account meanwhile */
 	LOST_RELEASE_UNSEEN,		/* the address of an object was used again */
 	LOST_REASONS,
@@ -28,7 +28,7 @@ enum lost_reason {
 /*
  * The value of the map `accounts`. The key is the id of a cgroup of the default hierarchy, which
  * is the inode number of its directory. User space inserts zeros, and deletes an account only
- * when its cgroup is gone. The kernel never uses an id again.
+ * when its cgroup is gone and all bytes are 0. The kernel never uses an id again.
  */
 struct account {
 	__s64 bytes[SOURCES];

@@ -7,9 +7,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-from pinwarden.node.ebpf.accounts import Accounts, LostReason, PinSource, cgroup_id
+from pinwarden.node.ebpf.accounts import (
+    ACCOUNT,
+    ACCOUNT_KEY,
+    Accounts,
+    LostReason,
+    PinSource,
+    cgroup_id,
+)
 from pinwarden.node.ebpf.loader import OBJECTS, BpfObject
 from pinwarden.node.ebpf.selftest import OBJECT, remove_cgroup
+from pinwarden.node.linux.bpf import Map
 from pinwarden.node.linux.procfs import read_thread_status
 
 from ..waiting import eventually
@@ -97,6 +105,7 @@ class LoadedLedger:
         bpf.load()
         bpf.attach()
         self.accounts = Accounts(bpf.map_fd("accounts"), bpf.map_fd("lost"))
+        self._map = Map(bpf.map_fd("accounts"), ACCOUNT_KEY.size, ACCOUNT.size)
         self._workers: list[Worker] = []
         self._cgroups: list[Path] = []
 
@@ -118,8 +127,9 @@ class LoadedLedger:
     def open(self, cgroup: Path) -> None:
         self.accounts.open(cgroup_id(cgroup))
 
-    def close(self, cgroup: Path) -> None:
-        self.accounts.close(cgroup_id(cgroup))
+    def delete(self, cgroup: Path) -> None:
+        """Delete the account, whatever is charged."""
+        self._map.delete(ACCOUNT_KEY.pack(cgroup_id(cgroup)))
 
     def hire(self, cgroup: Path, work: Callable[[Caller], None]) -> Worker:
         worker = Worker(cgroup, work)

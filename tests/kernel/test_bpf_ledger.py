@@ -7,13 +7,14 @@ SHM_LOCKED mode of segments. Runs inside the guest, as root with every capabilit
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from pinwarden.node.ebpf.accounts import LostReason, PinSource
+from pinwarden.node.ebpf.accounts import LostReason, PinSource, cgroup_id
 from pinwarden.node.linux import pinning, sysvshm
 
 from ..waiting import eventually
@@ -400,11 +401,66 @@ def test_release_without_account_is_counted_as_lost(loaded: LoadedLedger) -> Non
     try:
         worker = loaded.hire(cgroup, lock_and_stay)
         assert worker.wait() == "locked"
-        loaded.close(cgroup)
+        loaded.delete(cgroup)
         worker.kill()
         assert loaded.lost()[LostReason.ACCOUNT_GONE] == before + 1
     finally:
         loaded.clean()
+
+
+@pytest.mark.rule("P6", level="Observe")
+def test_account_stays_until_nothing_is_charged(ledger: LoadedLedger, pod: Path) -> None:
+    worker = ledger.hire(pod, lock_and_stay)
+    assert worker.wait() == "locked"
+    assert not ledger.accounts.close(cgroup_id(pod))
+    assert ledger.charged(pod, MLOCK) == SIZE
+    ledger.open(pod)
+    assert ledger.charged(pod, MLOCK) == SIZE, "an existing account stays as it is"
+    worker.kill()
+    ledger.until(pod, MLOCK, 0)
+    assert ledger.accounts.close(cgroup_id(pod))
+    assert ledger.accounts.read(cgroup_id(pod)) is None
+
+
+@pytest.mark.rule("P3", level="Observe")
+def test_segment_that_was_locked_without_an_account_stays_free(
+    ledger: LoadedLedger, pod: Path
+) -> None:
+    free = ledger.cgroup("ledger-free", counted=False)
+    segment = sysvshm.create(sysvshm.IPC_PRIVATE, SIZE, sysvshm.IPC_CREAT | 0o600)
+
+    def lock_segment(caller: Caller) -> None:
+        sysvshm.set_locked(segment, locked=True)
+        caller.say("locked")
+
+    try:
+        for cgroup in (free, pod):
+            assert ledger.hire(cgroup, lock_segment).wait() == "locked"
+        assert ledger.charged(pod, SHM_LOCK) == 0
+    finally:
+        sysvshm.remove(segment)
+    assert ledger.charged(pod, SHM_LOCK) == 0
+
+
+@pytest.mark.rule("P8", level="Observe")
+def test_threads_that_lock_at_once_are_counted_exactly(ledger: LoadedLedger, pod: Path) -> None:
+    def work(caller: Caller) -> None:
+        def lock_often() -> None:
+            for _ in range(OPERATIONS):
+                address = locked(PAGE)
+                pinning.unlock(address, PAGE)
+                pinning.lock(address, PAGE)
+
+        threads = [threading.Thread(target=lock_often) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        caller.say("done")
+
+    worker = ledger.hire(pod, work)
+    assert worker.wait() == "done"
+    assert ledger.charged(pod, MLOCK) == worker.locked > 0
 
 
 def test_huge_mapping_with_onfault_counts_whole(ledger: LoadedLedger, pod: Path) -> None:

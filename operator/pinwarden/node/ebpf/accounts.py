@@ -10,10 +10,12 @@ import errno
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
+from pinwarden.node.linux import bpf
 from pinwarden.node.linux.bpf import Map
 
 
@@ -28,8 +30,8 @@ class PinSource(IntEnum):
 class LostReason(IntEnum):
     """Why a charge is missing in its account: `enum lost_reason`."""
 
-    ADDRESS_SPACES_FULL = 0
-    OBJECTS_FULL = 1
+    ADDRESS_SPACE_NOT_STORED = 0
+    OBJECT_NOT_STORED = 1
     ACCOUNT_GONE = 2
     RELEASE_UNSEEN = 3
 
@@ -52,23 +54,29 @@ class Accounts:
         self._lost = Map(lost, LOST_KEY.size, LOST_COUNT.size)
 
     def open(self, cgroup: int) -> None:
-        """Begin to count for a cgroup, by its id. An existing account stays as it is.
+        """Begin to count for a cgroup, by its id. An existing account stays.
 
         Raises OSError: E2BIG if the map is full.
         """
-        key = ACCOUNT_KEY.pack(cgroup)
-        if self._accounts.get(key) is None:
-            self._accounts.set(key, ACCOUNT.pack(*(0 for _ in PinSource)))
+        zeros = ACCOUNT.pack(*(0 for _ in PinSource))
+        with suppress(FileExistsError):
+            self._accounts.set(ACCOUNT_KEY.pack(cgroup), zeros, bpf.NO_EXIST)
 
-    def close(self, cgroup: int) -> None:
-        """Delete the account of a removed cgroup. Charges without an account count as lost.
+    def close(self, cgroup: int) -> bool:
+        """Delete the account of a removed cgroup, unless something is still pinned for it (P6).
 
-        Raises OSError.
+        Return whether the account is gone. Raises OSError.
         """
-        self._accounts.delete(ACCOUNT_KEY.pack(cgroup))
+        account = self.read(cgroup)
+        if account is None or any(account.values()):
+            return account is None
+        return self._accounts.delete(ACCOUNT_KEY.pack(cgroup))
 
     def read(self, cgroup: int) -> Mapping[PinSource, int] | None:
-        """Return the pinned bytes of a cgroup; None if it has no account. Raises OSError."""
+        """Return the pinned bytes of a cgroup; None if it has no account. Raises OSError.
+
+        Two changes at once can make an amount negative for a moment.
+        """
         value = self._accounts.get(ACCOUNT_KEY.pack(cgroup))
         return None if value is None else dict(zip(PinSource, ACCOUNT.unpack(value), strict=True))
 

@@ -22,8 +22,8 @@ _MAP_INFO: Final = struct.Struct("=I4xII")
 """`struct bpf_map_info`: type, key_size, value_size."""
 _PER_CPU: Final = (5, 6, 10, 21)
 """Types of maps with a value for each processor, all of which the kernel copies at once."""
-LOCK: Final = 4
-"""BPF_F_LOCK: read or write a value under its `bpf_spin_lock`."""
+NO_EXIST: Final = 1
+"""BPF_NOEXIST: insert only. EEXIST if the key is there."""
 
 
 class _Element(ctypes.Structure):
