@@ -16,7 +16,7 @@ import pytest
 from docs import sources
 from pinwarden.node.ebpf import selftest
 from pinwarden.node.ebpf.loader import OBJECTS, BpfError
-from pinwarden.node.ebpf.selftest import SourceResult
+from pinwarden.node.ebpf.selftest import PREFIX, OperationResult
 from pinwarden.node.linux.cgroupfs import subdirectories
 
 from ..waiting import eventually, exit_status
@@ -25,7 +25,6 @@ from .nodes import CGROUP
 pytestmark = pytest.mark.emulated
 
 
-PREFIX = "pinwarden-self-test-"
 UNAVAILABLE = {("6.1", "memfd_secret"): "off unless the kernel is booted with secretmem.enable"}
 PROGRAM = """
 import sys
@@ -36,8 +35,8 @@ selftest.run(Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 @cache
-def results() -> Sequence[SourceResult]:
-    return selftest.run(OBJECTS, CGROUP)
+def results() -> Sequence[OperationResult]:
+    return selftest.run(OBJECTS, CGROUP).results
 
 
 def scratch_cgroups() -> list[str]:
@@ -47,11 +46,11 @@ def scratch_cgroups() -> list[str]:
 def test_every_operation_is_counted_and_uncounted() -> None:
     version = ".".join(os.uname().release.split(".")[:2])
     failed = {
-        result.source: result.reason
+        result.operation: result.reason
         for result in results()
         if not (result.counted and result.uncounted)
     }
-    expected = {source for kernel, source in UNAVAILABLE if kernel == version}
+    expected = {operation for kernel, operation in UNAVAILABLE if kernel == version}
     assert set(failed) == expected, failed
     assert all("ENOSYS" in reason for reason in failed.values())
 
@@ -60,6 +59,12 @@ def test_result_without_a_failure_has_no_reason() -> None:
     for result in results():
         unknown = None in (result.survives_munmap, result.survives_exit)
         assert bool(result.reason) == (unknown or not (result.counted and result.uncounted))
+
+
+def test_operation_that_cannot_be_done_is_unknown() -> None:
+    for result in results():
+        if "ENOSYS" in result.reason:
+            assert (result.counted, result.uncounted) == (None, None)
 
 
 def test_page_has_the_results_of_this_kernel() -> None:

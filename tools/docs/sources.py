@@ -12,7 +12,7 @@ from typing import Final
 
 from pinwarden.node.ebpf import selftest
 from pinwarden.node.ebpf.loader import OBJECTS
-from pinwarden.node.ebpf.selftest import SourceResult
+from pinwarden.node.ebpf.selftest import OperationResult
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs/sources.md"
 CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -26,7 +26,7 @@ def heading(release: str) -> str:
     return f"## Linux {version[0] if version else release}"
 
 
-def section(release: str, results: Sequence[SourceResult]) -> str:
+def section(release: str, results: Sequence[OperationResult]) -> str:
     """Return a kernel's section."""
     lines = [heading(release), "", _row((*COLUMNS, "reason")), _row(["---"] * (len(COLUMNS) + 1))]
     for result in results:
@@ -36,7 +36,7 @@ def section(release: str, results: Sequence[SourceResult]) -> str:
             result.survives_munmap,
             result.survives_exit,
         )
-        cells = [f"`{result.source}`", *(ANSWERS[answer] for answer in answers), result.reason]
+        cells = [f"`{result.operation}`", *(ANSWERS[answer] for answer in answers), result.reason]
         lines.append(_row(cells))
     return "\n".join(lines) + "\n"
 
@@ -53,4 +53,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(section(os.uname().release, selftest.run(OBJECTS, CGROUPS)))
+    print(section(os.uname().release, selftest.run(OBJECTS, CGROUPS).results))

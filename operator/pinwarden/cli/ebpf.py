@@ -4,14 +4,13 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pinwarden.cli import host_paths
 from pinwarden.common.table import render
 
 if TYPE_CHECKING:
-    from pinwarden.node.ebpf.selftest import SourceResult
+    from pinwarden.node.ebpf.selftest import SelfTest
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -38,56 +37,59 @@ def _run(options: argparse.Namespace) -> int:
     from pinwarden.node.ebpf.loader import OBJECTS, BpfError
 
     try:
-        results = selftest.run(OBJECTS, options.cgroup_root)
+        done = selftest.run(OBJECTS, options.cgroup_root)
     except (BpfError, OSError) as error:
         sys.stderr.write(f"pinwarden ebpf: {error}\n")
         return 1
     show = to_json if options.output == "json" else to_text
-    sys.stdout.write(show(results))
+    sys.stdout.write(show(done))
     return 0
 
 
-def to_json(results: Sequence["SourceResult"]) -> str:
+def to_json(done: "SelfTest") -> str:
     """Return the results as JSON, without unknown values."""
-    sources = [
+    operations = [
         {
             key: value
             for key, value in (
-                ("source", result.source),
+                ("operation", result.operation),
                 ("counted", result.counted),
                 ("uncounted", result.uncounted),
-                ("survivesMunmap", result.survives_munmap),
-                ("survivesExit", result.survives_exit),
+                ("staysAfterMunmap", result.survives_munmap),
+                ("staysAfterExit", result.survives_exit),
                 ("reason", result.reason),
             )
             if value is not None
         }
-        for result in results
+        for result in done.results
     ]
-    return json.dumps({"kernelVersion": platform.release(), "sources": sources}, indent=2) + "\n"
+    content = {
+        "kernelVersion": platform.release(),
+        "operations": operations,
+        "leftOut": dict(done.left_out),
+    }
+    return json.dumps(content, indent=2) + "\n"
 
 
-def to_text(results: Sequence["SourceResult"]) -> str:
-    """Return the results as a table."""
-    head = ("SOURCE", "COUNTED", "UNCOUNTED", "SURVIVES MUNMAP", "SURVIVES EXIT", "MESSAGE")
+def to_text(done: "SelfTest") -> str:
+    """Return the results as a table, and below it the programs that are not attached."""
+    head = ("OPERATION", "COUNTED", "UNCOUNTED", "STAYS AFTER MUNMAP", "STAYS AFTER EXIT", "REASON")
     rows = [
         (
-            result.source,
-            *map(
-                _word,
-                (
-                    result.counted,
-                    result.uncounted,
-                    result.survives_munmap,
-                    result.survives_exit,
-                ),
-            ),
+            result.operation,
+            _word(result.counted),
+            _word(result.uncounted),
+            _word(result.survives_munmap),
+            _word(result.survives_exit),
             result.reason,
         )
-        for result in results
+        for result in done.results
     ]
-    return f"Kernel: {platform.release()}\n\n{render(head, rows)}"
+    text = f"Kernel: {platform.release()}\n\n{render(head, rows)}"
+    for name, reason in sorted(done.left_out.items()):
+        text += f"\nProgram {name} is not attached: {reason}"
+    return text.rstrip("\n") + "\n"
 
 
-def _word(value: bool | None) -> str | None:
-    return None if value is None else "yes" if value else "no"
+def _word(value: bool | None) -> str:
+    return "unknown" if value is None else "yes" if value else "no"

@@ -2,35 +2,41 @@
 
 import errno
 import json
-from collections.abc import Sequence
 
 import pytest
 
 from pinwarden.cli.main import main
 from pinwarden.node.ebpf import selftest
 from pinwarden.node.ebpf.loader import BpfError
-from pinwarden.node.ebpf.selftest import SourceResult
+from pinwarden.node.ebpf.selftest import OperationResult, SelfTest
 
-RESULTS = (
-    SourceResult("mlock", True, True, False, False, ""),
-    SourceResult("memfd_secret", False, False, None, None, "the kernel has it disabled"),
+DONE = SelfTest(
+    (
+        OperationResult("mlock", True, True, False, False, ""),
+        OperationResult("memfd_secret", None, None, None, None, "the kernel has it disabled"),
+    ),
+    {"unmap_range": "this kernel has no do_mas_munmap"},
 )
 
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "run", lambda *_: RESULTS)
+    monkeypatch.setattr(selftest, "run", lambda *_: DONE)
 
 
 @pytest.mark.usefixtures("results")
 def test_table_has_a_row_for_each_operation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ebpf", "--self-test"]) == 0
     _, _, head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split()[:3] == ["SOURCE", "COUNTED", "UNCOUNTED"]
+    assert head.split()[:3] == ["OPERATION", "COUNTED", "UNCOUNTED"]
     assert rows[0].split() == ["mlock", "yes", "yes", "no", "no", "-"]
     assert rows[1].split(maxsplit=5) == [
-        *("memfd_secret", "no", "no", "-", "-"),
+        *("memfd_secret", "unknown", "unknown", "unknown", "unknown"),
         "the kernel has it disabled",
+    ]
+    assert rows[2:] == [
+        "",
+        "Program unmap_range is not attached: this kernel has no do_mas_munmap",
     ]
 
 
@@ -38,18 +44,19 @@ def test_table_has_a_row_for_each_operation(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.usefixtures("results")
 def test_json_omits_what_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ebpf", "--self-test", "-o", "json"]) == 0
-    first, second = json.loads(capsys.readouterr().out)["sources"]
-    assert first["survivesExit"] is False
-    assert "survivesExit" not in second
+    first, second = json.loads(capsys.readouterr().out)["operations"]
+    assert first["staysAfterExit"] is False
+    assert "staysAfterExit" not in second
+    assert "counted" not in second
 
 
 @pytest.mark.parametrize(
     "error", [BpfError("cannot load ledger.bpf.o: it needs CAP_BPF"), OSError(errno.EROFS, "no")]
 )
-def test_failure_is_told_and_fails(
+def test_failure_is_printed_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    def fail(*_: object) -> Sequence[SourceResult]:
+    def fail(*_: object) -> SelfTest:
         raise error
 
     monkeypatch.setattr(selftest, "run", fail)

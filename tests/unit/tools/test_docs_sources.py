@@ -4,11 +4,11 @@ import pytest
 
 from docs import sources
 from pinwarden.node.ebpf.operations import OPERATIONS
-from pinwarden.node.ebpf.selftest import SourceResult
+from pinwarden.node.ebpf.selftest import OperationResult
 
 RESULTS = [
-    SourceResult("mlock", True, True, False, False, ""),
-    SourceResult("memfd_secret", False, False, None, None, "memfd_secret: off (ENOSYS)"),
+    OperationResult("mlock", True, True, False, False, ""),
+    OperationResult("memfd_secret", None, None, None, None, "memfd_secret: off (ENOSYS)"),
 ]
 
 
@@ -19,7 +19,7 @@ def test_section_has_a_row_for_each_result() -> None:
         "| operation | counted | uncounted | stays after munmap | stays after exit | reason |",
         "| --- | --- | --- | --- | --- | --- |",
         "| `mlock` | yes | yes | no | no |   |",
-        "| `memfd_secret` | no | no | unknown | unknown | memfd_secret: off (ENOSYS) |",
+        "| `memfd_secret` | unknown | unknown | unknown | unknown | memfd_secret: off (ENOSYS) |",
     ]
 
 

@@ -117,7 +117,7 @@ OPERATIONS: Final[Sequence[Operation]] = (
     Operation("MCL_FUTURE, mmap", PinSource.MLOCK, _map_later, _unlock_all, exact=False),
     Operation("MCL_FUTURE, brk", PinSource.MLOCK, _grow_heap, _unlock_all, exact=False),
     Operation("MCL_FUTURE, mremap", PinSource.MLOCK, _grow_mapping, _unlock_all, exact=False),
-    Operation("MCL_FUTURE, stack", PinSource.MLOCK, _grow_stack, _unlock_all, exact=False),
+    Operation("growth of a locked stack", PinSource.MLOCK, _grow_stack, _unlock_all, exact=False),
     Operation(
         "memfd_secret",
         PinSource.MLOCK,

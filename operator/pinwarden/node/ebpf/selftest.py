@@ -6,7 +6,7 @@ counts only if its operation was seen to count on this kernel.
 Each operation is done three times: with an unpin, with a munmap, and with an exit of the pinning
 process. Each time there are two new processes. The holder joins the cgroup and prepares, for
 example a ring, and its child pins. Both end with this process, because each of their steps waits
-for a byte of a pipe. The cgroup is removed in the end. Only SIGKILL leaves an empty cgroup behind.
+for a byte of a pipe. The cgroup is removed in the end. SIGKILL leaves an empty cgroup behind.
 
 For `mlock` the oracle is `VmLck` of the process, and for other sources the known size.
 """
@@ -15,8 +15,9 @@ import errno
 import os
 import select
 import signal
+import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,29 +31,40 @@ from pinwarden.node.linux.cgroupfs import Layout, detect_layout, member_pids
 from pinwarden.node.linux.procfs import read_thread_status
 
 OBJECT: Final = "ledger.bpf.o"
+PREFIX: Final = "pinwarden-self-test-"
+"""Of the scratch cgroup. In a container the process id alone is 1 each time."""
 STEP_SECONDS: Final = 20.0
 RELEASE_SECONDS: Final = 5.0
 """A ring's buffers are released after the last close, by a worker (io_ring_exit_work)."""
 _POLL_SECONDS: Final = 0.01
 _MESSAGE_BYTES: Final = 4096
 _PINNED: Final = "pinned"
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class SourceResult:
-    """The effects of one operation on the account. `source` is the name of the operation.
+class OperationResult:
+    """The effects of one operation on the account, None for those that were not seen.
 
     `counted` and `uncounted`: the account grew, and fell, by exactly the amount of the kernel.
-    `survives_munmap` and `survives_exit`: the charge stayed; None if unknown. `reason` says why
-    a field is False or None, and is empty otherwise.
+    `survives_munmap` and `survives_exit`: the charge stayed. `reason` says why a field is False or
+    None, and is empty otherwise.
     """
 
-    source: str
-    counted: bool
-    uncounted: bool
+    operation: str
+    counted: bool | None
+    uncounted: bool | None
     survives_munmap: bool | None
     survives_exit: bool | None
     reason: str
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """The results of all operations, and the reason for each program that is not attached."""
+
+    results: Sequence[OperationResult]
+    left_out: Mapping[str, str]
 
 
 class _Step(StrEnum):
@@ -78,8 +90,12 @@ class _MismatchError(Exception):
     """The account and the kernel have different amounts."""
 
 
-def run(objects: Path, cgroup_root: Path) -> Sequence[SourceResult]:
-    """Load the ledger from the folder `objects`, and return the result of every operation.
+class _StepError(Exception):
+    """A process did not do its step, without an error of a system call."""
+
+
+def run(objects: Path, cgroup_root: Path) -> SelfTest:
+    """Load the ledger from the folder `objects`, and do every operation.
 
     `cgroup_root` is a folder of the default hierarchy, in which a scratch cgroup is created.
 
@@ -89,28 +105,30 @@ def run(objects: Path, cgroup_root: Path) -> Sequence[SourceResult]:
     """
     with (
         BpfObject(objects / OBJECT) as ledger,
-        _ended_by_sigterm(),
+        _ended_by_signals(),
         _scratch_cgroup(cgroup_root) as cgroup,
     ):
         ledger.load()
         ledger.attach()
         accounts = Accounts(ledger.map_fd("accounts"), ledger.map_fd("lost"))
         accounts.open(cgroup_id(cgroup))
-        return [_test(operation, accounts, cgroup) for operation in OPERATIONS]
+        results = [_test(operation, accounts, cgroup) for operation in OPERATIONS]
+        return SelfTest(results, ledger.left_out)
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit, so every clean-up runs."""
+def _ended_by_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise SystemExit, so every clean-up runs."""
 
     def end(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, end)
+    previous = {number: signal.signal(number, end) for number in _ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -126,8 +144,7 @@ def _scratch_cgroup(root: Path) -> Iterator[Path]:
             "the ledger counts by cgroups of the default hierarchy: mount cgroup v2 there",
             str(root),
         )
-    cgroup = root / f"pinwarden-self-test-{os.getpid()}"
-    cgroup.mkdir()
+    cgroup = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
     try:
         yield cgroup
     finally:
@@ -151,28 +168,30 @@ def remove_cgroup(cgroup: Path) -> None:
             return
 
 
-def _test(operation: Operation, accounts: Accounts, cgroup: Path) -> SourceResult:
+def _test(operation: Operation, accounts: Accounts, cgroup: Path) -> OperationResult:
     """Do one operation with each step. Its failure is its own result."""
     readings: dict[_Step, _Reading] = {}
-    reasons: list[str] = []
+    reasons: dict[str, None] = {}
+    matches = True
     for step in _Step:
         try:
             readings[step] = _read(operation, step, accounts, cgroup)
-        except (OSError, _MismatchError) as error:
-            reason = describe(error)
-            if reason not in reasons:
-                reasons.append(reason)
-    unpinned = readings.get(_Step.UNPIN)
-    counted = len(readings) == len(_Step)
-    uncounted = counted and all(reading.ended == reading.before for reading in readings.values())
-    if unpinned and unpinned.after != unpinned.before:
+        except (OSError, _StepError) as error:
+            reasons[describe(error)] = None
+        except _MismatchError as error:
+            matches = False
+            reasons[str(error)] = None
+    uncounted: bool | None = None
+    if unpinned := readings.get(_Step.UNPIN):
+        uncounted = unpinned.after == unpinned.before
+        if not uncounted:
+            reasons[f"{unpinned.after - unpinned.before} bytes are counted after the unpin"] = None
+    if any(reading.ended != reading.before for reading in readings.values()):
         uncounted = False
-        reasons.append(f"{unpinned.after - unpinned.before} bytes are counted after the unpin")
-    elif counted and not uncounted:
-        reasons.append("bytes are counted after the end of all processes")
-    return SourceResult(
-        source=operation.name,
-        counted=counted,
+        reasons["bytes are counted after the end of all processes"] = None
+    return OperationResult(
+        operation=operation.name,
+        counted=matches if readings or not matches else None,
         uncounted=uncounted,
         survives_munmap=_survived(readings.get(_Step.UNMAP), SIZE),
         survives_exit=_survived(readings.get(_Step.EXIT), None),
@@ -268,17 +287,22 @@ class _Holder:
     def __init__(self, stages: int, steps: int) -> None:
         self._stages = stages
         self._steps = steps
+        self._lines: list[str] = []
 
     def next_stage(self, name: str) -> int:
-        """Wait for a stage and return the process at this stage. Raises OSError."""
-        if not select.select([self._stages], [], [], STEP_SECONDS)[0]:
-            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), name)
-        stage, _, rest = os.read(self._stages, _MESSAGE_BYTES).decode().partition(" ")
+        """Wait for a stage and return the process at it. Raises OSError and _StepError."""
+        if not self._lines:
+            if not select.select([self._stages], [], [], STEP_SECONDS)[0]:
+                raise _StepError(f"{name}: not done within {STEP_SECONDS:.0f} s")
+            self._lines = os.read(self._stages, _MESSAGE_BYTES).decode().splitlines()
+        if not self._lines:
+            raise _StepError(f"{name}: the process ended")
+        stage, _, rest = self._lines.pop(0).partition(" ")
         if stage == name:
             return int(rest)
         number, _, call = rest.partition(" ")
         if stage != "error":
-            raise OSError(errno.ECHILD, "a process ended", name)
+            raise _StepError(f"{name}: the process was at {stage}")
         raise OSError(int(number), os.strerror(int(number)), call)
 
     def go_on(self) -> None:
@@ -328,17 +352,20 @@ class _Stages:
 
     def reach(self, name: str) -> None:
         """Report a stage and wait; end the process if the self-test ended."""
-        os.write(self._stages, f"{name} {os.getpid()}".encode())
+        os.write(self._stages, f"{name} {os.getpid()}\n".encode())
         if not os.read(self._steps, 1):
             os._exit(1)
 
     def fail(self, error: OSError) -> None:
         """Report the failure of a system call."""
-        os.write(self._stages, f"error {error.errno or errno.EIO} {error.filename or ''}".encode())
+        os.write(
+            self._stages, f"error {error.errno or errno.EIO} {error.filename or ''}\n".encode()
+        )
 
 
 def _act(operation: Operation, step: _Step, cgroup: Path, stages: _Stages) -> NoReturn:
     """Run the holder's whole life, and that of its child."""
+    status = 1
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
@@ -349,10 +376,11 @@ def _act(operation: Operation, step: _Step, cgroup: Path, stages: _Stages) -> No
             _pin(operation, step, prepared, stages)
         elif not os.waitpid(child, 0)[1] and step is _Step.EXIT:
             stages.reach(step)
+        status = 0
     except OSError as error:
         stages.fail(error)
     finally:
-        os._exit(0)
+        os._exit(status)
 
 
 def _pin(operation: Operation, step: _Step, prepared: int, stages: _Stages) -> None:
