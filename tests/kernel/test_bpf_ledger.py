@@ -134,10 +134,8 @@ def test_registered_buffers_equal_pinned_pages_after_random_operations(
         lambda seed: register_at_random(seed, OPERATIONS, clones=clones),
     )
     # A closed ring releases its buffers in a worker of the kernel.
-    eventually(
-        lambda: (ledger.charged(pod, IO_URING), pinned_pages() - before),
-        lambda amounts: amounts[0] == amounts[1] > 0,
-    )
+    wait_equal_to_pinned_pages(ledger, pod, before)
+    assert ledger.charged(pod, IO_URING) > 0
     ledger.end_workers()
     ledger.until(pod, IO_URING, 0)
     eventually(pinned_pages, lambda pinned: pinned == before)
