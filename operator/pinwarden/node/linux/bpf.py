@@ -9,13 +9,12 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator
 from typing import Final
 
 from pinwarden.node.linux.libc import last_error, libc
 
 _BPF: Final = {"x86_64": 321, "aarch64": 280}.get(os.uname().machine, -1)
-_LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _INFO = 1, 2, 3, 4, 15
+_LOOKUP, _UPDATE, _DELETE, _INFO = 1, 2, 3, 15
 _RECURSION_MISSES: Final = 208
 """The offset in `struct bpf_prog_info`."""
 _MAP_INFO: Final = struct.Struct("=I4xII")
@@ -27,7 +26,7 @@ NO_EXIST: Final = 1
 
 
 class _Element(ctypes.Structure):
-    """The part of `union bpf_attr` for the commands BPF_MAP_*_ELEM and BPF_MAP_GET_NEXT_KEY."""
+    """The part of `union bpf_attr` for the commands BPF_MAP_*_ELEM."""
 
     _fields_ = (
         ("map_fd", ctypes.c_uint32),
@@ -58,10 +57,10 @@ class Map:
         self._key_bytes = key_bytes
         self._value_bytes = value_bytes
 
-    def get(self, key: bytes, flags: int = 0) -> bytes | None:
+    def get(self, key: bytes) -> bytes | None:
         """Return a value, None without the key. Raises OSError."""
         value = ctypes.create_string_buffer(self._value_bytes)
-        return value.raw if self._call(_LOOKUP, key, value, flags) else None
+        return value.raw if self._call(_LOOKUP, key, value) else None
 
     def set(self, key: bytes, value: bytes, flags: int = 0) -> None:
         """Insert or replace a value. Raises OSError: E2BIG if the map is full."""
@@ -74,41 +73,20 @@ class Map:
         """Remove a key, and return whether it was there. Raises OSError."""
         return self._call(_DELETE, key, None)
 
-    def keys(self) -> Iterator[bytes]:
-        """Yield the keys once each. A key that is added or removed meanwhile can be missing.
-
-        After the removal of a key, the kernel begins again. Raises OSError.
-        """
-        following = ctypes.create_string_buffer(self._key_bytes)
-        seen = dict[bytes, None]()
-        key: bytes | None = None
-        while self._call(_NEXT_KEY, key, following):
-            key = following.raw
-            if key not in seen:
-                seen[key] = None
-                yield key
-
-    def items(self, flags: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Yield keys and values, without keys removed meanwhile. Raises OSError."""
-        for key in self.keys():
-            value = self.get(key, flags)
-            if value is not None:
-                yield key, value
-
     def _call(
         self,
         command: int,
-        key: bytes | None,
+        key: bytes,
         value: "ctypes.Array[ctypes.c_char] | None",
         flags: int = 0,
     ) -> bool:
         """Do a command, and return whether the key was there. Raises OSError."""
-        if key is not None and len(key) != self._key_bytes:
+        if len(key) != self._key_bytes:
             raise ValueError(f"a key has {self._key_bytes} bytes, not {len(key)}")
-        held = None if key is None else ctypes.create_string_buffer(key, len(key))
+        held = ctypes.create_string_buffer(key, len(key))
         attributes = _Element(
             self._fd,
-            0 if held is None else ctypes.addressof(held),
+            ctypes.addressof(held),
             0 if value is None else ctypes.addressof(value),
             flags,
         )

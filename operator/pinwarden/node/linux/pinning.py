@@ -11,7 +11,7 @@ import platform
 from collections.abc import Sequence
 from typing import Final
 
-from pinwarden.node.linux.libc import MAP_FAILED, libc
+from pinwarden.node.linux.libc import MAP_FAILED, last_error, libc
 from pinwarden.node.linux.syscalls import AUDIT_ARCH_AARCH64, AUDIT_ARCH_X86_64, NUMBERS
 
 MCL_CURRENT, MCL_FUTURE = 1, 2
@@ -141,5 +141,4 @@ def _call(name: str, *arguments: object) -> int:
 
 def _check(succeeded: bool, call: str) -> None:
     if not succeeded:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), call)
+        raise last_error(call)
