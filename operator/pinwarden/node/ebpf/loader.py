@@ -21,7 +21,7 @@ from pinwarden.node.linux import bpf
 
 LIBRARY: Final = "libbpf.so.1"
 OBJECTS: Final = Path(__file__).parent
-"""Where the package has its object files."""
+"""The folder of the package's object files."""
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _LOG_BYTES: Final = 1 << 24
 """The most of one verifier's log. With a longer log the load fails with ENOSPC, not with its cause,
@@ -90,8 +90,8 @@ class BpfObject:
             if not refused or refused.keys() == logs.keys():
                 raise _failure(f"cannot load {self._path.name}", *_lines(refused))
             self.left_out |= refused
-            self._library.bpf_object__close(self._object)
-            self._object = self._open()
+            failed, self._object = self._object, self._open()
+            self._library.bpf_object__close(failed)
         for program in self._programs.values():
             self._library.bpf_program__set_log_buf(program, None, 0)
 

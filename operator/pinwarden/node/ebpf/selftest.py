@@ -32,7 +32,7 @@ from pinwarden.node.linux.procfs import read_thread_status
 
 OBJECT: Final = "ledger.bpf.o"
 PREFIX: Final = "pinwarden-self-test-"
-"""Of the scratch cgroup. In a container the process id alone is 1 each time."""
+"""The first part of the scratch cgroup's name; the rest is random."""
 STEP_SECONDS: Final = 20.0
 RELEASE_SECONDS: Final = 5.0
 """A ring's buffers are released after the last close, by a worker (io_ring_exit_work)."""
