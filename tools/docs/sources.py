@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from pinwarden.cli.ebpf import cells
 from pinwarden.node.ebpf import selftest
 from pinwarden.node.ebpf.loader import OBJECTS
 from pinwarden.node.ebpf.selftest import OperationResult
@@ -17,7 +18,6 @@ from pinwarden.node.ebpf.selftest import OperationResult
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs/sources.md"
 CGROUPS: Final = Path("/sys/fs/cgroup")
 COLUMNS: Final = ("operation", "counted", "uncounted", "stays after munmap", "stays after exit")
-ANSWERS: Final = {True: "yes", False: "no", None: "unknown"}
 
 
 def heading(release: str) -> str:
@@ -30,14 +30,8 @@ def section(release: str, results: Sequence[OperationResult]) -> str:
     """Return a kernel's section."""
     lines = [heading(release), "", _row((*COLUMNS, "reason")), _row(["---"] * (len(COLUMNS) + 1))]
     for result in results:
-        answers = (
-            result.counted,
-            result.uncounted,
-            result.survives_munmap,
-            result.survives_exit,
-        )
-        cells = [f"`{result.operation}`", *(ANSWERS[answer] for answer in answers), result.reason]
-        lines.append(_row(cells))
+        operation, *others = cells(result)
+        lines.append(_row([f"`{operation}`", *others]))
     return "\n".join(lines) + "\n"
 
 

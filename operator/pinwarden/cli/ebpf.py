@@ -10,7 +10,7 @@ from pinwarden.cli import host_paths
 from pinwarden.common.table import render
 
 if TYPE_CHECKING:
-    from pinwarden.node.ebpf.selftest import SelfTest
+    from pinwarden.node.ebpf.selftest import OperationResult, SelfTest
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -74,21 +74,22 @@ def to_json(done: "SelfTest") -> str:
 def to_text(done: "SelfTest") -> str:
     """Return the results as a table, and below it the programs that are not attached."""
     head = ("OPERATION", "COUNTED", "UNCOUNTED", "STAYS AFTER MUNMAP", "STAYS AFTER EXIT", "REASON")
-    rows = [
-        (
-            result.operation,
-            _word(result.counted),
-            _word(result.uncounted),
-            _word(result.survives_munmap),
-            _word(result.survives_exit),
-            result.reason,
-        )
-        for result in done.results
-    ]
+    rows = [cells(result) for result in done.results]
     text = f"Kernel: {platform.release()}\n\n{render(head, rows)}"
     for name, reason in sorted(done.left_out.items()):
         text += f"\nProgram {name} is not attached: {reason}"
     return text.rstrip("\n") + "\n"
+
+
+def cells(result: "OperationResult") -> list[str]:
+    """Return a row: the operation, its effects, and the reason, which may be empty."""
+    effects = (
+        result.counted,
+        result.uncounted,
+        result.survives_munmap,
+        result.survives_exit,
+    )
+    return [result.operation, *map(_word, effects), result.reason]
 
 
 def _word(value: bool | None) -> str:
