@@ -82,6 +82,21 @@ def lock_and_stay(caller: Caller) -> None:
     caller.say("locked")
 
 
+def lock_more(caller: Caller) -> None:
+    locked()
+    caller.say("locked")
+    locked(PAGE)
+    caller.say("locked more")
+
+
+def lock_segment(segment: int) -> Callable[[Caller], None]:
+    def run(caller: Caller) -> None:
+        sysvshm.set_locked(segment, locked=True)
+        caller.say("locked")
+
+    return run
+
+
 def work_and_stay(work: Callable[[int], None], seed: int) -> Callable[[Caller], None]:
     def run(caller: Caller) -> None:
         work(seed)
@@ -193,13 +208,9 @@ def test_segment_that_two_pods_lock_is_charged_to_the_first(
     other = ledger.cgroup("ledger-other")
     segment = sysvshm.create(sysvshm.IPC_PRIVATE, SIZE, sysvshm.IPC_CREAT | 0o600)
 
-    def work(caller: Caller) -> None:
-        sysvshm.set_locked(segment, locked=True)
-        caller.say("locked")
-
     try:
         for cgroup in (pod, other):
-            assert ledger.hire(cgroup, work).wait() == "locked"
+            assert ledger.hire(cgroup, lock_segment(segment)).wait() == "locked"
         assert [ledger.charged(cgroup, SHM_LOCK) for cgroup in (pod, other)] == [SIZE, 0]
     finally:
         sysvshm.remove(segment)
@@ -297,13 +308,7 @@ def test_cloned_buffer_counts_once_until_the_last_ring_releases(
 def test_account_created_late_takes_over_at_the_next_change(ledger: LoadedLedger) -> None:
     late = ledger.cgroup("ledger-late", counted=False)
 
-    def work(caller: Caller) -> None:
-        locked()
-        caller.say("locked")
-        locked(PAGE)
-        caller.say("locked more")
-
-    worker = ledger.hire(late, work)
+    worker = ledger.hire(late, lock_more)
     assert worker.wait() == "locked"
     ledger.open(late)
     assert ledger.charged(late, MLOCK) == 0
@@ -314,13 +319,7 @@ def test_account_created_late_takes_over_at_the_next_change(ledger: LoadedLedger
 def test_inner_account_takes_over_from_the_outer_account(ledger: LoadedLedger, pod: Path) -> None:
     inner = ledger.cgroup("ledger-pod/container", counted=False)
 
-    def work(caller: Caller) -> None:
-        locked()
-        caller.say("locked")
-        locked(PAGE)
-        caller.say("locked more")
-
-    worker = ledger.hire(inner, work)
+    worker = ledger.hire(inner, lock_more)
     assert worker.wait() == "locked"
     assert ledger.charged(pod, MLOCK) == SIZE
     ledger.open(inner)
@@ -435,13 +434,9 @@ def test_segment_that_was_locked_without_an_account_stays_free(
     free = ledger.cgroup("ledger-free", counted=False)
     segment = sysvshm.create(sysvshm.IPC_PRIVATE, SIZE, sysvshm.IPC_CREAT | 0o600)
 
-    def lock_segment(caller: Caller) -> None:
-        sysvshm.set_locked(segment, locked=True)
-        caller.say("locked")
-
     try:
         for cgroup in (free, pod):
-            assert ledger.hire(cgroup, lock_segment).wait() == "locked"
+            assert ledger.hire(cgroup, lock_segment(segment)).wait() == "locked"
         assert ledger.charged(pod, SHM_LOCK) == 0
     finally:
         sysvshm.remove(segment)

@@ -717,11 +717,7 @@ def test_limit_removal_needs_the_uid_of_the_stored_limit() -> None:
 
 def test_events_of_status_have_each_reason_once() -> None:
     async def work(operator: Operator) -> None:
-        operator.node()
-        operator.agent()
-        operator.pod()
-        operator.limit()
-        await operator.until(lambda: operator.spec().get("limits"))
+        await operator.limit_pod()
         operator.report()
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
         await operator.settle()
@@ -741,11 +737,7 @@ def test_events_of_status_have_each_reason_once() -> None:
 
 def test_only_lasting_change_of_enforcement_causes_an_event() -> None:
     async def work(operator: Operator) -> None:
-        operator.node()
-        operator.agent()
-        operator.pod()
-        operator.limit()
-        await operator.until(lambda: operator.spec().get("limits"))
+        await operator.limit_pod()
         operator.report()
         await operator.until(lambda: operator.condition("Enforced") == "Enforced")
         await operator.settle()

@@ -1,4 +1,4 @@
-"""What the loader says before it reaches the kernel. tests/kernel has the rest."""
+"""The errors of the loader before it reaches the kernel. tests/kernel has the others."""
 
 from pathlib import Path
 
