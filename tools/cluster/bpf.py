@@ -15,9 +15,9 @@ from cluster.commands import run
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = Path("operator/pinwarden/node/ebpf")
-"""Where the package has the objects, in a source tree."""
+"""The folder of the package's object files, in a source tree."""
 COMPILER = ("clang-14", "libbpf-dev")
-LIBRARIES = ("libbpf1/bookworm", "libelf1", "zlib1g")
+LIBRARIES = (f"libbpf1/{debian.RELEASE}", "libelf1", "zlib1g")
 FLAGS = (
     *("-target", "bpf", "-mcpu=v3", "-g", "-O2"),
     *("-Wall", "-Wextra", "-Werror"),

@@ -9,8 +9,8 @@ namespace. All processes live in a process namespace of their own, so nothing ou
 is ended.
 
 A guest has one processor, and its kernel and its processes take turns, at each system call. So a
-guest keeps to one processor of the machine: to wake another one takes several times longer than a
-turn, in a virtual machine above all.
+guest keeps to one processor of the machine. A turn that wakes another processor takes several times
+longer, in a virtual machine above all.
 """
 
 import itertools
